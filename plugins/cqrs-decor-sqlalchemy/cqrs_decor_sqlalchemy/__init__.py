@@ -1,0 +1,1 @@
+"""Outbox, inbox, unit of work and log-table broker on SQLAlchemy."""
