@@ -1,0 +1,153 @@
+"""The transactional outbox: its records, their states, and the store that keeps them.
+
+    pending --claim--> in flight --settle--> delivered (the row is gone)
+       ^                   |------settle--> rescheduled (due later; holds back the later records of its key)
+       |                   `------settle--> parked (kept apart; holds back the later records of its key)
+       `----------- retry (an operator) -------'
+
+Claiming writes no row: a record is in flight because the relay that holds its lane says so.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from cqrs_decor.envelope import Envelope
+from cqrs_decor.lanes import HeldLane
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedRecord:
+    """A record that a relay is about to publish. `id` rises in the order of writing; it is the envelope's sequence."""
+
+    id: int
+    lane: int
+    envelope: Envelope
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedRecord:
+    """A record that the broker refused: tried again after `delay`, or parked where there is none."""
+
+    record: ClaimedRecord
+    error: str
+    delay: timedelta | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """The outcome of a batch, recorded in one transaction under the fences of its lanes."""
+
+    lanes: Sequence[HeldLane]
+    delivered: Sequence[ClaimedRecord] = ()
+    failed: Sequence[FailedRecord] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRecord:
+    """A record as operators see it. `state` is pending, rescheduled, held (behind its key) or parked."""
+
+    id: int
+    lane: int
+    envelope: Envelope
+    state: str
+    attempts: int
+    error: str | None
+    written_at: datetime
+    due_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxFilter:
+    """Which records an operator means; what is not given does not narrow."""
+
+    ids: Collection[int] = ()
+    state: str | None = None
+    topic: str | None = None
+    key: str | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """How much waits."""
+
+    pending: int
+    parked: int
+    oldest: timedelta | None
+
+
+@dataclass(slots=True)
+class Drained:
+    """What `App.drain` saw until everything was quiet."""
+
+    published: int = 0
+    handled: int = 0
+    parked: list[str] = field(default_factory=list[str])
+
+
+class OutboxStore(Protocol):
+    """Keeps outbox records. Every method is a transaction of its own, at the database's own time; rows are appended
+    through `Transaction.add`, in the caller's transaction.
+
+    All of them raise StoreUnavailableError while the database is away; calling again is safe.
+    """
+
+    lane_count: int
+
+    async def acquire(self, owner: str, lease: timedelta, limit: int) -> Sequence[HeldLane]:
+        """Take up to `limit` lanes that nobody holds, or whose lease has ended; the fence of each rises by one."""
+        ...
+
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Sequence[HeldLane]:
+        """Extend the leases; returns those that are still held under the same fence. The others are lost."""
+        ...
+
+    async def release(self, owner: str, lanes: Sequence[HeldLane]) -> None:
+        """Give lanes back at once; those that were lost meanwhile are left alone."""
+        ...
+
+    async def claim(
+        self, lanes: Sequence[HeldLane], limit: int, *, in_flight: Collection[int] = ()
+    ) -> Sequence[ClaimedRecord]:
+        """Take up to `limit` due records of these lanes, in the order in which they were written.
+
+        A record is due when its time has come by the store's clock and its key is not held back. Each envelope carries
+        the record's id as its sequence. Called by one relay at a time per lane.
+
+        Args:
+            lanes: Held by the caller: the fence of each is checked in the same transaction.
+            limit: How many at most.
+            in_flight: Ids that the caller is publishing already; they are left out.
+
+        Raises:
+            LaneLostError: Another relay holds one of the lanes; nothing was claimed.
+        """
+        ...
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Record the outcome of a batch in one transaction: delivered rows leave the table, failed ones are rescheduled
+        or parked and hold back the later records of their key (those without a key hold back nothing).
+
+        Raises:
+            LaneLostError: A fence no longer holds; nothing was written.
+        """
+        ...
+
+    async def backlog(self) -> Backlog:
+        """How much waits; may be an estimate above a few thousand."""
+        ...
+
+    async def find(self, wanted: OutboxFilter) -> Sequence[StoredRecord]:
+        """Records, oldest first."""
+        ...
+
+    async def retry(self, ids: Collection[int], *, who: str) -> int:
+        """Put parked records back in their old place in the order of their key; returns how many. Idempotent, recorded."""
+        ...
+
+    async def discard(self, ids: Collection[int], *, who: str) -> int:
+        """Give up parked or rescheduled records, so that their key goes on; returns how many. Idempotent, recorded."""
+        ...

@@ -1,0 +1,1 @@
+"""Doubles, fault injection, the pytest plugin and the conformance kits."""
