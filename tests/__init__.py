@@ -1,0 +1,1 @@
+"""All tests; a package, so that they and the benchmarks can share `tests.services`."""

@@ -1,0 +1,1 @@
+"""Types that users feel, pinned with assert_type. Read by pyright and mypy."""
