@@ -1,0 +1,60 @@
+# Each target makes .venv by itself and keeps it current. PYTHON=... chooses the interpreter it is made with.
+
+SHELL := bash
+BIN := .venv/bin
+STAMP := .venv/.stamp
+CHANGES_VENV := pyproject.toml $(wildcard plugins/*/pyproject.toml) requirements-dev.txt constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench docs fault servers services-up services-down
+
+help:
+	@echo "make demo           see it work"
+	@echo "make test           unit tests on every Python found, then all tests, with real servers"
+	@echo "make lint           style, types, import contracts, spelling"
+	@echo "make format         apply what the formatter and the safe fixes know"
+	@echo "make fault          the tests that kill, cut and freeze things"
+	@echo "make bench          ratios, measured in one run on this machine"
+	@echo "make docs           build the documentation, links checked"
+	@echo "make services-up    leave PostgreSQL, MariaDB and Kafka running between runs; make services-down ends them"
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP) servers
+	$(BIN)/python -m tests.interpreters
+	$(BIN)/pytest tests plugins
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --cache-dir .cache/import_linter
+	$(BIN)/codespell
+	$(BIN)/python -m tests.packaging.tracked_files
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+fault: $(STAMP) servers
+	$(BIN)/pytest tests/fault
+
+bench: $(STAMP) servers
+	$(BIN)/python -m tests.benchmarks
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
+
+services-up: $(STAMP) servers
+	$(BIN)/python -m tests.services up
+
+services-down: $(STAMP)
+	$(BIN)/python -m tests.services down
+
+servers: $(STAMP)
+	@.ci/servers
+
+$(STAMP): $(CHANGES_VENV)
+	@.ci/venv
