@@ -24,18 +24,18 @@ class LogTables:
             all committed, save what retention has taken from the front.
         lanes: One row per lane of a topic. Locked by whoever writes to the lane, so that its positions are drawn and
             committed in one order. `first_position` is the oldest that is kept.
-        positions: One row per consumer group and lane: what the group has acknowledged, and which member holds the
+        positions: One row per consumer group and lane: what the group has acknowledged, and which reader holds the
             lane under which fence until when. `crashes` counts owners that vanished since the last acknowledgement.
-        members: One row per reader and topic, for sharing the lanes between those whose `seen_until_ms` is to come.
+        readers: One row per reader and topic, for sharing the lanes between those whose `seen_until_ms` is to come.
     """
 
     log: Table
     lanes: Table
     positions: Table
-    members: Table
+    readers: Table
 
     def all(self) -> tuple[Table, ...]:
-        return (self.log, self.lanes, self.positions, self.members)
+        return (self.log, self.lanes, self.positions, self.readers)
 
 
 def define_log_tables(metadata: MetaData, schema: str | None = None, prefix: str = "cqrs_") -> LogTables:
@@ -88,18 +88,18 @@ def define_log_tables(metadata: MetaData, schema: str | None = None, prefix: str
         mariadb_engine="InnoDB",
         postgresql_with=_OFTEN_UPDATED,
     )
-    members = Table(
-        f"{prefix}log_member",
+    readers = Table(
+        f"{prefix}log_reader",
         metadata,
         Column("group_name", _text(NAME_LENGTH), primary_key=True),
         Column("topic", _text(NAME_LENGTH), primary_key=True),
-        Column("member", _text(64), primary_key=True),
+        Column("reader", _text(64), primary_key=True),
         Column("seen_until_ms", BigInteger, nullable=False),
         schema=schema,
         mysql_engine="InnoDB",
         mariadb_engine="InnoDB",
     )
-    return LogTables(log=log, lanes=lanes, positions=positions, members=members)
+    return LogTables(log=log, lanes=lanes, positions=positions, readers=readers)
 
 
 # Room on each page lets PostgreSQL replace these few, ever changing rows in place (heap-only tuples).

@@ -1,0 +1,278 @@
+"""The database as broker: a log of records in tables, on PostgreSQL, MySQL, MariaDB and SQLite."""
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, ClassVar
+
+from sqlalchemy import Connection, MetaData, inspect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from cqrs_decor.broker import Capabilities, Revoked, Start, TopicPlan
+from cqrs_decor.clock import Clock, SystemClock
+from cqrs_decor.envelope import Envelope
+from cqrs_decor.errors import BrokerError, RecordRejectedError, RecordTooLargeError, SchemaMissingError
+from cqrs_decor.findings import Finding
+from cqrs_decor.lanes import lane_of
+from cqrs_decor_sqlalchemy.log_database import Log, LogDatabase, open_engine
+from cqrs_decor_sqlalchemy.log_member import LogMember, Membership
+from cqrs_decor_sqlalchemy.log_queries import LogQueries
+from cqrs_decor_sqlalchemy.log_settings import LogSettings
+from cqrs_decor_sqlalchemy.log_signals import LogSignals, signals_of
+from cqrs_decor_sqlalchemy.log_subscription import LogSubscription
+from cqrs_decor_sqlalchemy.log_tables import KEY_LENGTH, LOG_LANES, NAME_LENGTH, LogTables, define_log_tables
+
+
+class LogTableBroker:
+    """Keeps published records in tables, and the positions of consumer groups beside them.
+
+    Each lane of a topic has one row from which positions are drawn, in the transaction that writes the records: they
+    are dense and become visible in order, so that a reader never passes a record that is committed late.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        durable=True,
+        ordered_by_key=True,
+        replayable=True,
+        shared=True,
+        creates_topics=True,
+        crash_may_lose="nothing",
+        crash_may_repeat="what was delivered and not yet acknowledged; a batch whose commit was cut off",
+        crash_may_reorder="nothing",
+    )
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        tables: LogTables | None = None,
+        settings: LogSettings | None = None,
+        clock: Clock | None = None,
+        owns_engine: bool = False,
+    ) -> None:
+        self.name = engine.url.render_as_string(hide_password=True)
+        self._engine = engine
+        self._owns_engine = owns_engine
+        self._tables = tables or define_log_tables(MetaData())
+        self._settings = settings or LogSettings()
+        self._clock = clock or SystemClock()
+        self._database = LogDatabase(engine, name=self.name, timeout=self._settings.timeout)
+        self._queries = LogQueries(self._tables, engine.dialect)
+
+    @classmethod
+    def from_url(cls, url: str, *, settings: LogSettings | None = None) -> "LogTableBroker":
+        """A broker database of its own, which several services share. Its tables are made when they are not there.
+
+        Raises:
+            BadUrlError: The URL cannot be read.
+        """
+        return cls(open_engine(url), settings=settings, owns_engine=True)
+
+    async def open(self) -> None:
+        await self._database.read(self._find_missing_tables)
+        await self._make_tables()
+
+    async def close(self) -> None:
+        if self._owns_engine:
+            await self._engine.dispose()
+
+    # --- publishing ---------------------------------------------------------------------------------------------------
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[BrokerError | None]:
+        outcomes = self._refusals(envelopes)
+        lanes = _by_lane(envelope for envelope, refused in zip(envelopes, outcomes, strict=True) if refused is None)
+        if lanes:
+            await self._database.write(lambda connection: self._append(connection, lanes))
+            self._signals().written.beat()
+        return outcomes
+
+    def _refusals(self, envelopes: Sequence[Envelope]) -> list[BrokerError | None]:
+        """What cannot be written, and what comes after it under the same key."""
+        held_back: set[tuple[str, str]] = set()
+        return [self._refusal(envelope, held_back) for envelope in envelopes]
+
+    def _refusal(self, envelope: Envelope, held_back: set[tuple[str, str]]) -> BrokerError | None:
+        key = None if envelope.key is None else (envelope.topic, envelope.key)
+        if key in held_back:
+            return RecordRejectedError(self.name, envelope.topic, "an earlier record of its key was refused")
+        error = self._fault(envelope)
+        if error is not None and key is not None:
+            held_back.add(key)
+        return error
+
+    def _fault(self, envelope: Envelope) -> BrokerError | None:
+        if len(envelope.data) > self._settings.max_bytes:
+            return RecordTooLargeError(self.name, envelope.topic, len(envelope.data), self._settings.max_bytes)
+        reason = _unwritable(envelope)
+        return None if reason is None else RecordRejectedError(self.name, envelope.topic, reason)
+
+    async def _append(self, connection: AsyncConnection, lanes: "_ByLane") -> None:
+        """Lock lanes in one order for all writers, draw positions, write everything."""
+        rows: list[dict[str, Any]] = []
+        ends: list[dict[str, Any]] = []
+        for topic, by_lane in sorted(lanes.items()):
+            next_positions = await self._lock(connection, topic, sorted(by_lane))
+            for lane, envelopes in by_lane.items():
+                first = next_positions[lane]
+                rows.extend(_row(lane, position, envelope) for position, envelope in enumerate(envelopes, first))
+                ends.append({"topic": topic, "lane": lane, "next_position": first + len(envelopes)})
+        await connection.execute(self._queries.advance_lane, ends)
+        await connection.execute(self._queries.append, rows)
+
+    async def _lock(self, connection: AsyncConnection, topic: str, lanes: Sequence[int]) -> dict[int, int]:
+        wanted = {"topic": topic, "lanes": lanes}
+        found = (await connection.execute(self._queries.lock_lanes, wanted)).all()
+        if len(found) < len(lanes):
+            await self._add_lanes(connection, topic)
+            found = (await connection.execute(self._queries.lock_lanes, wanted)).all()
+        return {row.lane: row.next_position for row in found}
+
+    async def _add_lanes(self, connection: AsyncConnection, topic: str) -> None:
+        rows = [{"topic": topic, "lane": lane} for lane in range(LOG_LANES)]
+        await connection.execute(self._queries.add_lane, rows)
+
+    # --- consuming ----------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def subscribe(
+        self, group: str, topics: Sequence[str], *, start: Start = "earliest", on_revoked: Revoked | None = None
+    ) -> AsyncGenerator[LogSubscription]:
+        membership = Membership(
+            reader=_reader_id(), group=group, topics=tuple(sorted(set(topics))), on_revoked=on_revoked
+        )
+        log = Log(
+            database=self._database,
+            queries=self._queries,
+            signals=self._signals(),
+            settings=self._settings,
+            clock=self._clock,
+        )
+        member = LogMember(membership, log)
+        await member.join(start)
+        try:
+            yield LogSubscription(member, membership, log)
+        finally:
+            await member.leave()
+
+    # --- topics and tables --------------------------------------------------------------------------------------------
+
+    async def check(self, topics: Sequence[TopicPlan]) -> Sequence[Finding]:
+        try:
+            missing = await self._database.read(self._find_missing_tables)
+        except BrokerError as error:
+            return [Finding.from_error(error)]
+        if missing:
+            return [_tables_missing(self.name, missing)]
+        return [Finding.ok(f"{self.name} has the tables of the log")]
+
+    async def missing_topics(self, topics: Sequence[TopicPlan]) -> Sequence[TopicPlan]:
+        """None: a topic is there as soon as it is published to or subscribed."""
+        return []
+
+    async def create_topics(self, topics: Sequence[TopicPlan]) -> None:
+        for name in sorted({topic.name for topic in topics}):
+            await self._database.write(partial(self._add_lanes, topic=name))
+
+    async def _find_missing_tables(self, connection: AsyncConnection) -> list[str]:
+        return await connection.run_sync(self._names_of_missing_tables)
+
+    def _names_of_missing_tables(self, connection: Connection) -> list[str]:
+        there = inspect(connection)
+        return [table.name for table in self._tables.all() if not there.has_table(table.name, schema=table.schema)]
+
+    async def _make_tables(self) -> None:
+        """Several services may start at once: who comes second finds the tables, whatever its statement said."""
+        try:
+            await self._database.write(self._create_missing)
+        except DBAPIError:
+            if await self._database.read(self._find_missing_tables):
+                raise
+
+    async def _create_missing(self, connection: AsyncConnection) -> None:
+        await connection.run_sync(self._tables.log.metadata.create_all, tables=self._tables.all())
+
+    def _signals(self) -> LogSignals:
+        url = self._engine.url
+        return signals_of((url.host, url.port, url.database))
+
+
+_ByLane = dict[str, dict[int, list[Envelope]]]
+"""Envelopes by topic and lane, in the order in which they were given."""
+
+
+def _by_lane(envelopes: Iterable[Envelope]) -> _ByLane:
+    lanes: _ByLane = {}
+    for envelope in envelopes:
+        lane = lane_of(envelope.topic, envelope.key, envelope.id, LOG_LANES)
+        lanes.setdefault(envelope.topic, {}).setdefault(lane, []).append(envelope)
+    return lanes
+
+
+def _row(lane: int, position: int, envelope: Envelope) -> dict[str, Any]:
+    attributes = envelope.attributes()
+    for name in _IN_COLUMNS:
+        attributes.pop(name, None)
+    return {
+        "topic": envelope.topic,
+        "lane": lane,
+        "position": position,
+        "message_id": envelope.id,
+        "source": envelope.source,
+        "type": envelope.type,
+        "version": envelope.version,
+        "partition_key": envelope.key,
+        "content_type": envelope.content_type,
+        "attributes": json.dumps(attributes),
+        "headers": json.dumps(dict(envelope.headers)) if envelope.headers else None,
+        "body": envelope.data,
+    }
+
+
+_IN_COLUMNS = ("id", "source", "type", "dataversion", "partitionkey")
+
+
+def _unwritable(envelope: Envelope) -> str | None:
+    """Why the columns cannot hold it: the same reasons on every database, whatever that one would put up with."""
+    texts = (
+        ("topic", envelope.topic, NAME_LENGTH),
+        ("id", envelope.id, NAME_LENGTH),
+        ("source", envelope.source, NAME_LENGTH),
+        ("type", envelope.type, NAME_LENGTH),
+        ("content type", envelope.content_type, NAME_LENGTH),
+        ("key", envelope.key or "", KEY_LENGTH),
+    )
+    for name, text, limit in texts:
+        if len(text) > limit:
+            return f"its {name} has {len(text):,} characters, the limit is {limit:,}"
+        if "\0" in text or not _is_unicode(text):
+            return f"its {name} holds a character that a database cannot store"
+    if envelope.topic.endswith(" "):
+        return "its topic ends in a blank, which MySQL and MariaDB do not see"
+    if not 0 <= envelope.version < _TOO_LARGE:
+        return f"its version {envelope.version} is no number from 0 to {_TOO_LARGE - 1}"
+    return None
+
+
+_TOO_LARGE = 2**31
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _reader_id() -> str:
+    """Says to a person which process it is, and is never given twice."""
+    return f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+
+
+def _tables_missing(broker: str, tables: Sequence[str]) -> Finding:
+    return Finding.from_error(SchemaMissingError(broker, tables))
