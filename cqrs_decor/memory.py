@@ -29,17 +29,18 @@ from cqrs_decor.errors import (
     UnsupportedError,
 )
 from cqrs_decor.findings import Finding
-from cqrs_decor.inbox import InboxFilter, ParkedMessage
+from cqrs_decor.inbox import InboxFilter, InboxStore, ParkedMessage
 from cqrs_decor.lanes import LANES, HeldLane, lane_of
 from cqrs_decor.outbox import (
     Backlog,
     ClaimedRecord,
     FailedRecord,
     OutboxFilter,
+    OutboxStore,
     Settlement,
     StoredRecord,
 )
-from cqrs_decor.store import StoreCard
+from cqrs_decor.store import SchemaAdmin, StoreCard
 from cqrs_decor.unit_of_work import Transaction
 
 T = TypeVar("T")
@@ -314,9 +315,10 @@ class MemoryStore:
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         self.name = "memory://"
-        self.schema = None
-        self.outbox = MemoryOutbox(clock or SystemClock())
-        self.inbox = MemoryInbox()
+        self.schema: SchemaAdmin | None = None
+        self.inbox: InboxStore = MemoryInbox()
+        self.outbox: OutboxStore
+        self.outbox = self._outbox = MemoryOutbox(clock or SystemClock())
 
     @classmethod
     def from_url(cls, url: str) -> "MemoryStore":
@@ -331,7 +333,7 @@ class MemoryStore:
         """Keeps its records: another app may use the same object, and an app can be entered again."""
 
     async def begin(self, *, read_only: bool = False) -> "MemoryTransaction":
-        return MemoryTransaction(self.outbox)
+        return MemoryTransaction(self._outbox)
 
     def join(self, session: object) -> "MemoryTransaction":
         """The nearest thing to a session of the caller's is a transaction that they began here."""
