@@ -136,7 +136,8 @@ class Broker(Protocol):
         """Publish a batch, pipelined; one outcome per envelope, in order: None once the broker has it for good.
 
         Order is kept per (topic, key): when one envelope is refused, no later one of its topic and key in this batch
-        reaches the broker (its outcome is an error as well). Called by one task at a time.
+        reaches the broker (its outcome is an error as well). Called by one task at a time. Cancelled, it sends nothing
+        more; what was sent may still arrive, in order, so the caller repeats the whole batch.
 
         Raises:
             BrokerUnavailableError: Some may have arrived and some not; the caller repeats the whole batch.

@@ -7,10 +7,16 @@ although delivery is at least once (idempotent receiver, Hohpe & Woolf 2003).
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Final, Protocol
 
+from cqrs_decor.context import MessageContext
+from cqrs_decor.dispatch import Next
 from cqrs_decor.envelope import Envelope
+from cqrs_decor.pipeline import Handling
 from cqrs_decor.unit_of_work import Transaction
+
+DUPLICATE: Final = object()
+"""What a consumer's chain returns when the consumer had the message before: nothing was run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,3 +87,30 @@ class InboxStore(Protocol):
     async def discard(self, ids: Collection[int], *, who: str) -> int:
         """Give parked messages up; returns how many. Idempotent, recorded."""
         ...
+
+
+class InboxStage:
+    """Lets a consumer have each message once: its inbox row is written first, in the handler's own transaction."""
+
+    name = "inbox"
+
+    def __init__(self, inbox: InboxStore) -> None:
+        self._inbox = inbox
+
+    def wrap(self, handling: Handling, call_next: Next) -> Next:
+        if not handling.consumed:
+            return call_next
+        inbox = self._inbox
+
+        async def run(message: Any, context: MessageContext) -> Any:
+            transaction = await context.unit_of_work.open()
+            consumer, envelope = context.origin.consumer, context.envelope
+            if consumer is None or envelope is None:  # a consumed message always has both: the worker made its context
+                raise AssertionError("an inbox without a consumer or an envelope")
+            if context.parked_id is not None and not await inbox.unpark(transaction, context.parked_id):
+                return DUPLICATE
+            if not await inbox.record(transaction, consumer, envelope):
+                return DUPLICATE
+            return await call_next(message, context)
+
+        return run

@@ -8,13 +8,18 @@
 Claiming writes no row: a record is in flight because the relay that holds its lane says so.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
+from cqrs_decor._ids import new_id
+from cqrs_decor.clock import Clock
+from cqrs_decor.codec import Codec
+from cqrs_decor.context import MessageContext
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.lanes import HeldLane
+from cqrs_decor.routing import Routes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,3 +156,49 @@ class OutboxStore(Protocol):
     async def discard(self, ids: Collection[int], *, who: str) -> int:
         """Give up parked or rescheduled records, so that their key goes on; returns how many. Idempotent, recorded."""
         ...
+
+
+class OutboxWriter:
+    """The event sink that writes to the outbox: envelope and body are made where the event is emitted, so that what
+    cannot be encoded fails at that line, and a later change of the event's parts changes nothing.
+    """
+
+    def __init__(self, routes: Routes, codec: Codec, clock: Clock, source: str, wake_relay: Callable[[], None]) -> None:
+        self._routes = routes
+        self._codec = codec
+        self._clock = clock
+        self._source = source
+        self._wake_relay = wake_relay
+
+    def take(self, context: MessageContext, event: Any) -> None:
+        unit_of_work = context.unit_of_work
+        first = unit_of_work.add(self.envelope(event, context))
+        if first:
+            unit_of_work.after_commit(self._wake)
+
+    async def _wake(self) -> None:
+        self._wake_relay()
+
+    def envelope(self, event: Any, context: MessageContext | None = None) -> Envelope:
+        """The envelope of an event, caused by the message in hand if there is one.
+
+        Raises:
+            UnknownTopicError: The event has no topic.
+            PayloadInvalidError: It cannot be encoded.
+        """
+        route = self._routes.route(event.__class__)
+        event_id = new_id()
+        key = None if route.key is None else route.key(event)
+        return Envelope(
+            id=event_id,
+            source=self._source,
+            type=route.name,
+            version=route.version,
+            topic=route.topic,
+            key=None if key is None else str(key),
+            time=self._clock.now(),
+            data=self._codec.encode(event),
+            content_type=self._codec.content_type,
+            correlation_id=event_id if context is None else context.correlation_id,
+            causation_id=None if context is None else context.id,
+        )

@@ -62,7 +62,17 @@ class UnitOfWork:
     A handler that only emits gets its transaction at commit, for the outbox rows alone.
     """
 
-    __slots__ = ("_after_commit", "_begin", "_closed", "_doomed", "_lock", "_pending", "joined", "transaction")
+    __slots__ = (
+        "_after_commit",
+        "_begin",
+        "_closed",
+        "_doomed",
+        "_lock",
+        "_pending",
+        "_writes",
+        "joined",
+        "transaction",
+    )
 
     def __init__(self, begin: Begin, transaction: Transaction | None = None, *, joined: bool = False) -> None:
         """
@@ -79,6 +89,7 @@ class UnitOfWork:
         self._doomed: list[tuple[object, str]] = []
         self._after_commit: list[Callable[[], Awaitable[None]]] = []
         self._closed = False
+        self._writes = False
 
     async def open(self) -> Transaction:
         """The transaction, begun if need be; tasks of one handler that ask at once get the same."""
@@ -101,14 +112,16 @@ class UnitOfWork:
             raise UnitOfWorkClosedError(kind.__name__)
         return self.transaction.resource(kind)
 
-    def add(self, envelope: Envelope) -> None:
-        """Take an outbox record along."""
+    def add(self, envelope: Envelope) -> bool:
+        """Take an outbox record along; True for the first one."""
         if self._closed:
             raise UnitOfWorkClosedError("A place for an event")
+        first, self._writes = not self._writes, True
         if self.transaction is None:
             self._pending.append(envelope)
         else:
             self.transaction.add((envelope,))
+        return first
 
     def mark(self) -> object:
         return None if self.transaction is None else self.transaction.mark()

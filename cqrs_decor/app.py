@@ -1,0 +1,648 @@
+"""The composition root: what is declared and configured becomes an app that runs. The only place that sees everything."""
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from types import ModuleType, TracebackType
+from typing import Any, Literal, Self
+
+import anyio
+import punq
+
+from cqrs_decor.broker import Broker
+from cqrs_decor.bus import Bus
+from cqrs_decor.checks import Examined, examine, service_fault
+from cqrs_decor.clock import Clock, SystemClock
+from cqrs_decor.codec import Codec, JsonCodec
+from cqrs_decor.container import Container, DeclaredProviders, FixedValues, Layered, as_container
+from cqrs_decor.context import MessageContext, Origin
+from cqrs_decor.dependencies import AppValues, GraphBuilder
+from cqrs_decor.discovery import OBSERVERS, import_handlers, load_all
+from cqrs_decor.dispatch import compile_call
+from cqrs_decor.errors import (
+    AppNotStartedError,
+    AppStoppedError,
+    CqrsDecorError,
+    StartupError,
+    TopicMissingError,
+)
+from cqrs_decor.events import Emitter, LocalEvents, LocalHandlers
+from cqrs_decor.handlers import HandlerSpec, read_signature, source_place
+from cqrs_decor.inbox import InboxStage
+from cqrs_decor.middleware.concurrency import ConcurrencyStage
+from cqrs_decor.middleware.logging import LoggingStage
+from cqrs_decor.middleware.retries import RetriesStage
+from cqrs_decor.middleware.scope import ScopeStage
+from cqrs_decor.middleware.timeout import TimeoutStage
+from cqrs_decor.middleware.transaction import TransactionStage
+from cqrs_decor.observers import Observer, Observers
+from cqrs_decor.outbox import Drained, OutboxWriter
+from cqrs_decor.parts import open_broker, open_store
+from cqrs_decor.pipeline import Handling, Plan, Stage, UserMiddlewares, compose
+from cqrs_decor.registry import Registry, Snapshot, default_registry, merged
+from cqrs_decor.relay import Relay
+from cqrs_decor.settings import Settings
+from cqrs_decor.store import Store
+from cqrs_decor.supervision import Supervised
+from cqrs_decor.unit_of_work import Transaction
+from cqrs_decor.worker import Worker, WorkerLimits
+
+_logger = logging.getLogger(__name__)
+
+Run = Literal["relay", "worker", "all", "none"]
+Hook = Callable[..., Any]
+
+_QUIET_AFTER = 2
+"""`drain` believes that all is quiet when it has looked so often and found nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """What `bootstrap` was told, and what the environment says where it was told nothing."""
+
+    modules: tuple[str | ModuleType, ...]
+    registries: tuple[Registry, ...]
+    discover: bool | tuple[str, ...]
+    broker: Any
+    database: Any
+    service: str | None
+    run: Run | None
+    container: Any
+    middlewares: tuple[Any, ...]
+    settings: Settings
+    on_startup: tuple[Hook, ...]
+    on_shutdown: tuple[Hook, ...]
+    observers: tuple[Observer, ...]
+    clock: Clock
+
+
+def bootstrap(
+    *modules: str | ModuleType,
+    broker: Any = None,
+    database: Any = None,
+    service: str | None = None,
+    registry: Registry | Sequence[Registry] | None = None,
+    discover: bool | Sequence[str] = True,
+    run: Run | None = None,
+    container: Any = None,
+    middlewares: Iterable[Any] = (),
+    settings: Settings | None = None,
+    on_startup: Iterable[Hook] = (),
+    on_shutdown: Iterable[Hook] = (),
+    observers: Iterable[Observer] = (),
+) -> "App":
+    """Put an app together. Nothing is imported, connected or started before it is entered: `async with app:`.
+
+    Args:
+        modules: Modules with handlers, or their names; besides those found by entry points.
+        broker: URL (`kafka://k1:9092,k2:9092`) or object; without one the database is the broker.
+        database: URL, SQLAlchemy `AsyncEngine` or `async_sessionmaker`, or a store; without one all is in memory.
+        service: Name of this service: consumer group, and source of its events.
+        registry: One or several; the global one by default.
+        discover: Whether to import all modules of the entry-point group `cqrs_decor.handlers`, or which.
+        run: Which loops run in this process: `"relay"`, `"worker"`, `"all"`, `"none"`. Default: all in memory, else none.
+        container: A `punq.Container`, or anything with the `Container` protocol.
+        middlewares: Run outside those that were recorded with `@middleware`; the first is the outermost.
+        settings: Instead of what the environment says.
+        on_startup: Called once connected, before the first message; may ask for app-scoped dependencies.
+        on_shutdown: Called after the last message, while still connected.
+        observers: Told of named moments, besides those found by entry points.
+    """
+    known = settings or Settings()
+    if registry is None:
+        registries: tuple[Registry, ...] = (default_registry,)
+    else:
+        registries = (registry,) if isinstance(registry, Registry) else tuple(registry)
+    return App(
+        Configuration(
+            modules=(*modules, *known.handlers),
+            registries=registries,
+            discover=discover if isinstance(discover, bool) else tuple(discover),
+            broker=broker if broker is not None else known.broker,
+            database=database if database is not None else known.database,
+            service=service or known.service,
+            run=run,
+            container=container if container is not None else punq.Container(),
+            middlewares=tuple(middlewares),
+            settings=known,
+            on_startup=tuple(on_startup),
+            on_shutdown=tuple(on_shutdown),
+            observers=tuple(observers),
+            clock=SystemClock(),
+        )
+    )
+
+
+class App(Bus):
+    """An application: enter it (`async with app:`), then send commands, ask queries, publish events.
+
+    It can be entered again after it was left; each time its registries are read anew. Methods for messages are described
+    in `Bus`.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        super().__init__()
+        self._configuration = configuration
+        self._running: _Running | None = None
+
+    @property
+    def container(self) -> Any:
+        """The container that was given, or an own `punq.Container` to register in before the app is entered."""
+        return self._configuration.container
+
+    @property
+    def registry(self) -> Registry:
+        """The first of its registries."""
+        return self._configuration.registries[0]
+
+    @property
+    def settings(self) -> Settings:
+        return self._configuration.settings
+
+    @property
+    def service(self) -> str:
+        return self._configuration.service or "app"
+
+    @property
+    def store(self) -> Store:
+        """The store of the running app."""
+        return self._run_of("store").parts.store
+
+    @property
+    def broker(self) -> Broker:
+        """The broker of the running app; connected only where this process relays or works."""
+        return self._run_of("broker").parts.broker
+
+    @property
+    def outbox(self) -> "AppOutbox":
+        """Stores events in sessions that you own: `app.outbox.add(session, event)`."""
+        run = self._run_of("outbox")
+        return AppOutbox(run.parts.store, run.writer)
+
+    @property
+    def plans(self) -> Sequence[Plan]:
+        """The compiled handlers of the running app."""
+        return self._run_of("plans").plans
+
+    @property
+    def relay(self) -> Relay | None:
+        """The relay of this process, if it runs one."""
+        return self._run_of("relay").relay
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker of this process, if it runs one."""
+        return self._run_of("worker").worker
+
+    def configured(self, **changes: Any) -> "App":
+        """A copy with another configuration; for tests and tools."""
+        return App(replace(self._configuration, **changes))
+
+    def parts(self, *, overrides: Mapping[Any, Any] | None = None) -> "Parts":
+        """Import, load and examine everything, start nothing; what is wrong is in its `faults`."""
+        return _assemble(self._configuration, overrides or {}, self)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self, overrides: Mapping[Any, Any] | None = None) -> None:
+        """Build and connect.
+
+        Args:
+            overrides: Ready-made dependencies by type, for tests.
+
+        Raises:
+            StartupError: Everything that is wrong with what was declared and configured.
+            StoreError, BrokerError: The database or the broker cannot be used.
+        """
+        if self._running is not None:
+            raise AppStartedTwiceError
+        parts = self.parts(overrides=overrides)
+        if parts.faults:
+            raise StartupError(f"The app cannot start: {len(parts.faults)} problems.", parts.faults)
+        running = _Running(parts, self._configuration)
+        await running.start(self)
+        self._running = running
+        self._open_bus(running.commands, running.queries, parts.store, running.events, running.block)
+        await running.start_loops()
+
+    async def stop(self) -> None:
+        """Finish what is in flight, within the drain limit; then close everything."""
+        running, self._running = self._running, None
+        if running is None:
+            return
+        try:
+            await running.stop_loops()
+        finally:
+            self._close_bus()
+            await running.close()
+
+    async def drain(self, timeout: float = 30.0) -> Drained:
+        """Relay and consume until nothing is left to do here; returns what was published, handled and parked.
+
+        Loops that do not run in this process run for as long as this takes.
+
+        Args:
+            timeout: In seconds.
+
+        Raises:
+            TimeoutError: There was still something to do.
+        """
+        return await self._run_of("drain()").drain(timeout)
+
+    async def run_loops(self, run: Run) -> None:
+        """Start loops that `run=` did not name; for the command line."""
+        await self._run_of("run_loops()").start_loops(run)
+
+    def _run_of(self, action: str) -> "_Running":
+        if self._running is None:
+            raise AppStoppedError(action) if self._stopped else AppNotStartedError(action)
+        return self._running
+
+
+class AppStartedTwiceError(CqrsDecorError):
+    """An app that runs was entered."""
+
+    code = "CD210"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The app was entered while it runs.", fix="enter it once, and use it in as many tasks as you like"
+        )
+
+
+class AppOutbox:
+    """Stores events in a session of yours: their rows are written when it flushes for its commit."""
+
+    def __init__(self, store: Store, writer: OutboxWriter) -> None:
+        self._store = store
+        self._writer = writer
+
+    def add(self, session: object, *events: Any) -> None:
+        """Store events in the session's transaction, or in the savepoint that is open in it. You commit.
+
+        Args:
+            session: A session of the app's database, e.g. SQLAlchemy's `AsyncSession` or `Session`.
+            events: Integration events.
+
+        Raises:
+            UnknownTopicError, PayloadInvalidError: An event cannot leave the process; none was stored.
+            AutocommitRefusedError: The session has no transaction to store them in.
+        """
+        context = MessageContext.peek()
+        self._store.add(session, [self._writer.envelope(event, context) for event in events])
+
+
+# --- build: from a configuration to parts -----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Parts:
+    """What an app is made of, examined and not yet connected."""
+
+    snapshot: Snapshot
+    store: Store
+    broker: Broker
+    examined: Examined
+    graphs: GraphBuilder
+    observers: Observers
+    faults: list[CqrsDecorError]
+
+
+def _assemble(configuration: Configuration, overrides: Mapping[Any, Any], app: App) -> Parts:
+    faults = import_handlers(configuration.modules, configuration.discover)
+    snapshot = merged(configuration.registries)
+    store = _part(faults, lambda: open_store(configuration.database)) or open_store(None)
+    broker = _part(faults, lambda: open_broker(configuration.broker, store)) or open_broker(None, open_store(None))
+    if configuration.broker is not None or store.card.durable:
+        faults.extend(
+            service_fault(configuration.service, broker.name, durable=_keeps_positions(configuration, broker))
+        )
+    found = _part(faults, lambda: _container(configuration, snapshot, overrides, app)) or FixedValues({})
+    graphs = GraphBuilder(found, store.resources)
+    examined = examine(snapshot.handlers, graphs, store.resources)
+    observers = Observers((*configuration.observers, *(made() for made in load_all(OBSERVERS).values())))
+    return Parts(
+        snapshot=snapshot,
+        store=store,
+        broker=broker,
+        examined=examined,
+        graphs=graphs,
+        observers=observers,
+        faults=[*faults, *examined.faults],
+    )
+
+
+def _part(faults: list[CqrsDecorError], make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except CqrsDecorError as error:
+        faults.append(error)
+    except ExceptionGroup as group:
+        faults.extend(error for error in group.exceptions if isinstance(error, CqrsDecorError))
+    return None
+
+
+def _keeps_positions(configuration: Configuration, broker: Broker) -> bool:
+    """A broker of its own, that outlives this process, needs the service's name; a database of one service does not."""
+    return configuration.broker is not None and broker.capabilities.durable
+
+
+def _container(configuration: Configuration, snapshot: Snapshot, overrides: Mapping[Any, Any], app: App) -> Container:
+    return Layered(
+        FixedValues(overrides, "override"),
+        FixedValues({App: app}, "the app itself"),
+        DeclaredProviders(snapshot.providers),
+        as_container(configuration.container),
+    )
+
+
+# --- run: from parts to something that takes messages -----------------------------------------------------------------
+
+
+class _Running:
+    """One run of an app, from start to stop."""
+
+    def __init__(self, parts: Parts, configuration: Configuration) -> None:
+        self.parts = parts
+        self.commands: dict[type[Any], Plan] = {}
+        self.queries: dict[type[Any], Plan] = {}
+        self.plans: list[Plan] = []
+        self.relay: Relay | None = None
+        self.worker: Worker | None = None
+        self._configuration = configuration
+        self._settings = configuration.settings
+        self._service = configuration.service or "app"
+        self._consumers: dict[type[Any], list[Plan]] = {}
+        self._stack = AsyncExitStack()
+        self._broker_open = False
+        self._codec: Codec = JsonCodec()
+        self._loops: dict[str, Supervised] = {}
+        self.writer = OutboxWriter(
+            parts.examined.routes, self._codec, configuration.clock, self._service, self._wake_relay
+        )
+        self.events = LocalEvents(self._settings.max_event_depth)
+        self._emitter = Emitter(self.writer)
+        self._app_token = object()
+        self._limiter = anyio.CapacityLimiter(40)
+        self.block = self._origin("block", "app.unit_of_work", None)
+
+    # --- start ---------------------------------------------------------------------------------------------------
+
+    async def start(self, app: App) -> None:
+        try:
+            await self.parts.store.open()
+            self._stack.push_async_callback(self.parts.store.close)
+            values = AppValues(self._stack)
+            await self._compile(values)
+            await self._call_hooks((*self.parts.snapshot.on_startup, *self._configuration.on_startup), values)
+            closing = (*self._configuration.on_shutdown, *self.parts.snapshot.on_shutdown)
+            self._stack.push_async_callback(self._call_hooks, closing, values)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def start_loops(self, run: Run | None = None) -> None:
+        wanted = run or self._configuration.run or self._default_run()
+        try:
+            if wanted != "none":
+                await self._open_broker()
+            if wanted in ("relay", "all"):
+                await self._start_relay()
+            if wanted in ("worker", "all"):
+                await self._start_worker()
+        except BaseException:
+            await self.stop_loops()
+            await self.close()
+            raise
+
+    def _default_run(self) -> Run:
+        in_memory = self._configuration.database is None and self._configuration.broker is None
+        return "all" if in_memory else "none"
+
+    async def _open_broker(self) -> None:
+        if self._broker_open:
+            return
+        await self.parts.broker.open()
+        self._broker_open = True
+        self._stack.push_async_callback(self.parts.broker.close)
+        topics = self.parts.examined.routes.topics(self.parts.examined.consumers)
+        missing = await self.parts.broker.missing_topics(topics)
+        if missing and not self.parts.broker.capabilities.creates_topics:
+            raise TopicMissingError(self.parts.broker.name, [topic.name for topic in missing])
+
+    async def _start_relay(self) -> None:
+        if self.relay is None:
+            self.relay = Relay(
+                self.parts.store.outbox,
+                self.parts.broker,
+                lease=self._settings.lease,
+                batch=self._settings.relay_batch,
+                poll_interval_s=self._settings.poll_interval_s,
+                clock=self._configuration.clock,
+                observers=self.parts.observers,
+            )
+            self._loops["relay"] = await Supervised.start("relay", self.relay.run, self._configuration.clock)
+
+    async def _start_worker(self) -> None:
+        if self.worker is None:
+            self.worker = Worker(
+                self._service,
+                self.parts.broker,
+                self.parts.store,
+                self._consumers,
+                self.parts.examined.routes,
+                {self._codec.content_type: self._codec},
+                limits=WorkerLimits(
+                    concurrency=self._settings.worker_concurrency,
+                    prefetch=self._settings.worker_prefetch,
+                    max_body_bytes=self._settings.max_body_bytes,
+                    park_unknown=self._settings.unknown_events == "park",
+                ),
+                start=self._settings.start,
+                clock=self._configuration.clock,
+                observers=self.parts.observers,
+            )
+            self._loops["worker"] = await Supervised.start("worker", self.worker.run, self._configuration.clock)
+
+    async def _call_hooks(self, hooks: Iterable[Hook], values: AppValues) -> None:
+        for hook in hooks:
+            parameters, _ = read_signature(hook, source_place(hook))
+            graph = self.parts.graphs.draw(parameters, source_place(hook), app_scope=True)
+            if graph.faults:
+                raise StartupError(f"{source_place(hook)} cannot be called.", graph.faults)
+            await values.call(hook, graph)
+
+    # --- compile -------------------------------------------------------------------------------------------------
+
+    async def _compile(self, values: AppValues) -> None:
+        examined = self.parts.examined
+        stages = await self._stages(values)
+        for spec in examined.specs():
+            drawn = examined.graphs_of(spec)
+            await values.prepare(drawn.constructor)
+            await values.prepare(drawn.call)
+        compiled = {id(spec): self._plan(spec, stages, values) for spec in examined.specs()}
+        self.plans = list(compiled.values())
+        self.commands = {kind: compiled[id(spec)] for kind, spec in examined.commands.items()}
+        self.queries = {kind: compiled[id(spec)] for kind, spec in examined.queries.items()}
+        self._consumers = {kind: [compiled[id(s)] for s in specs] for kind, specs in examined.consumers.items()}
+        self.events.handle_with(
+            {
+                kind: LocalHandlers(
+                    joined=tuple(compiled[id(spec)] for spec in specs if not spec.options.isolated),
+                    isolated=tuple(compiled[id(spec)] for spec in specs if spec.options.isolated),
+                )
+                for kind, specs in examined.domain.items()
+            }
+        )
+
+    async def _stages(self, values: AppValues) -> tuple[Stage, ...]:
+        """The order around every handler, the outermost first. A snapshot test keeps it.
+
+        Retries lie outside the transaction: every attempt has its own. The inbox row is written first in it, and domain
+        events are handled last in it.
+        """
+        store = self.parts.store
+        return (
+            LoggingStage(self.parts.observers, self._configuration.clock),
+            UserMiddlewares([await self._middleware(each, values) for each in self._middlewares()]),
+            TimeoutStage(),
+            ConcurrencyStage(),
+            RetriesStage(store.is_transient),
+            ScopeStage(),
+            TransactionStage(),
+            InboxStage(store.inbox),
+            self.events,
+        )
+
+    def _middlewares(self) -> tuple[Any, ...]:
+        return (*self._configuration.middlewares, *self.parts.snapshot.middlewares)
+
+    async def _middleware(self, middleware: Any, values: AppValues) -> Any:
+        """A middleware class is made once; it may ask for app-scoped dependencies."""
+        if not isinstance(middleware, type):
+            return middleware
+        where = source_place(middleware)
+        parameters, _ = read_signature(middleware.__init__, where, skip_self=True)
+        graph = self.parts.graphs.draw(parameters, where, app_scope=True)
+        if graph.faults:
+            raise StartupError(f"{where} cannot be made.", graph.faults)
+        return await values.call(middleware, graph)
+
+    def _plan(self, spec: HandlerSpec, stages: Sequence[Stage], values: AppValues) -> Plan:
+        drawn = self.parts.examined.graphs_of(spec)
+        resources = self.parts.store.resources
+        consumed = spec in self._consumed_specs()
+        compiled = compile_call(
+            spec,
+            drawn,
+            values,
+            sync_on_transaction=spec.style == "sync" and any(resources[kind] for kind in drawn.resources),
+            limiter=self._limiter,
+        )
+        handling = Handling(
+            spec=spec, consumed=consumed, uses_resources=bool(drawn.resources), cleans_up=drawn.cleans_up
+        )
+        own, order = compose(stages, handling, compiled.call)
+        joined, _ = compose(stages, replace(handling, joined=True, consumed=False), compiled.call)
+        consumer = f"{self._service}.{spec.name}" if consumed else None
+        return Plan(
+            spec=spec,
+            origin=self._origin(spec.kind, spec.name, consumer),
+            own=own,
+            joined=joined,
+            order=order,
+            source=compiled.source,
+        )
+
+    def _consumed_specs(self) -> list[HandlerSpec]:
+        return [spec for specs in self.parts.examined.consumers.values() for spec in specs]
+
+    def _origin(self, kind: str, handler: str, consumer: str | None) -> Origin:
+        begin: Callable[[], Awaitable[Transaction]] = self.parts.store.begin
+        if kind == "query":
+            begin = partial(self.parts.store.begin, read_only=True)
+        return Origin(
+            app=self._app_token,
+            kind=kind,
+            handler=handler,
+            take_event=self._emitter.take,
+            begin=begin,
+            consumer=consumer,
+        )
+
+    def _wake_relay(self) -> None:
+        if self.relay is not None:
+            self.relay.wake()
+
+    # --- drain and stop ------------------------------------------------------------------------------------------
+
+    async def drain(self, timeout: float) -> Drained:
+        async with self._loops_for_a_while():
+            relay, worker = self.relay, self.worker
+            if relay is None or worker is None:
+                raise AssertionError("drain without loops")
+            before = Drained(published=relay.published, handled=worker.handled)
+            seen = len(worker.parked), len(relay.parked)
+            with anyio.fail_after(timeout):
+                await self._until_quiet(relay, worker)
+            return Drained(
+                published=relay.published - before.published,
+                handled=worker.handled - before.handled,
+                parked=[*relay.parked[seen[1] :], *worker.parked[seen[0] :]],
+            )
+
+    async def _until_quiet(self, relay: Relay, worker: Worker) -> None:
+        quiet = 0
+        relay.wake()
+        while quiet < _QUIET_AFTER:
+            await self._configuration.clock.sleep(0.01)
+            quiet = quiet + 1 if await self._is_quiet(relay, worker) else 0
+
+    async def _is_quiet(self, relay: Relay, worker: Worker) -> bool:
+        if not relay.idle or not worker.idle or not worker.subscribed:
+            return False
+        pending = (await self.parts.store.outbox.backlog()).pending
+        return pending == 0 and await worker.backlog() == 0 and worker.idle and relay.idle
+
+    @asynccontextmanager
+    async def _loops_for_a_while(self) -> AsyncGenerator[None, None]:
+        extra = {"relay", "worker"} - self._loops.keys()
+        if extra:
+            await self.start_loops("all")
+        try:
+            yield
+        finally:
+            for name in extra:
+                await self._stop_loop(name)
+
+    async def stop_loops(self) -> None:
+        """The worker first: what it still emits, the relay may still publish."""
+        for name in ("worker", "relay"):
+            await self._stop_loop(name)
+
+    async def _stop_loop(self, name: str) -> None:
+        loop = self._loops.pop(name, None)
+        if loop is None:
+            return
+        part: Relay | Worker | None = self.worker if name == "worker" else self.relay
+        if part is not None:
+            part.stop()
+        await loop.finish(self._settings.drain_limit_s)
+        if name == "worker":
+            self.worker = None
+        else:
+            self.relay = None
+
+    async def close(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._stack.aclose()

@@ -1,0 +1,218 @@
+"""`send`, `ask` and `publish`: where a dispatch begins, or joins the one around it."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from cqrs_decor._text import qualified_name
+from cqrs_decor.context import MessageContext, Origin, current_context
+from cqrs_decor.errors import (
+    AppNotStartedError,
+    AppStoppedError,
+    CqrsDecorError,
+    NoHandlerError,
+    SendInQueryError,
+    WrongLoopError,
+    WrongMessageKindError,
+)
+from cqrs_decor.events import LocalEvents
+from cqrs_decor.messages import Kind, Returns, message_spec
+from cqrs_decor.pipeline import Plan
+from cqrs_decor.store import Store
+from cqrs_decor.unit_of_work import UnitOfWork, nothing_to_begin
+
+R = TypeVar("R")
+
+Plans = Mapping[type[Any], Plan]
+
+_INSTEAD: dict[Kind, str] = {
+    "command": "send it with app.send()",
+    "query": "ask it with app.ask()",
+    "stream query": "read it with app.stream()",
+    "domain event": "emit it in a handler with emit()",
+    "integration event": "emit it in a handler with emit(), or app.publish() it",
+    "message": "declare a handler for it",
+}
+
+
+class Bus:
+    """Dispatches by exact type: one dictionary look-up, then the compiled chain of that handler.
+
+    Used on the event loop that started it, by any number of tasks at once.
+    """
+
+    def __init__(self) -> None:
+        self._commands: Plans = {}
+        self._queries: Plans = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = False
+        self._store: Store | None = None
+        self._events: LocalEvents | None = None
+        self._block: Origin | None = None
+
+    # --- the life of the bus: called by the app ---------------------------------------------------------------------
+
+    def _open_bus(self, commands: Plans, queries: Plans, store: Store, events: LocalEvents, block: Origin) -> None:
+        self._commands, self._queries = commands, queries
+        self._store, self._events, self._block = store, events, block
+        self._loop = asyncio.get_running_loop()
+
+    def _close_bus(self) -> None:
+        self._commands, self._queries = {}, {}
+        self._loop = None
+        self._stopped = True
+
+    # --- for users --------------------------------------------------------------------------------------------------
+
+    async def send(self, command: Returns[R], session: object | None = None) -> R:
+        """Send a command to its handler and return the result, after its transaction has been committed.
+
+        Inside a handler the command joins the handler's transaction and has no retries of its own; if it fails, that
+        transaction can no longer be committed (unless a savepoint around the call undid what it left).
+
+        Args:
+            command: The command.
+            session: A session of yours whose transaction it joins; you commit it, and its events go along.
+
+        Raises:
+            NoHandlerError: Nobody handles this command.
+            AppNotStartedError, AppStoppedError, WrongLoopError: The app does not run here.
+            SendInQueryError: A query changes nothing.
+            CommitOutcomeUnknownError: The connection broke during the commit.
+            Exception: Whatever the handler raised; the transaction was rolled back.
+        """
+        plan = self._commands.get(command.__class__)
+        if plan is None:
+            raise self._refusal(command, "command", "send")
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongLoopError("send()")
+        parent = current_context.get()
+        if parent is not None or session is not None:
+            return await self._send_within(plan, command, parent, session)
+        context = MessageContext(command, plan.origin)
+        token = current_context.set(context)
+        try:
+            return await plan.own(command, context)  # type: ignore[no-any-return]  # checked at start-up as far as it can be
+        finally:
+            context.closed = True
+            current_context.reset(token)
+
+    async def ask(self, query: Returns[R]) -> R:
+        """Ask a query and return the answer; its transaction is read-only and rolled back.
+
+        Inside a handler it reads in the handler's transaction, so it sees what the handler has written.
+
+        Raises:
+            NoHandlerError: Nobody answers this query.
+            AppNotStartedError, AppStoppedError, WrongLoopError: The app does not run here.
+        """
+        plan = self._queries.get(query.__class__)
+        if plan is None:
+            raise self._refusal(query, "query", "ask")
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongLoopError("ask()")
+        parent = current_context.get()
+        if _open_dispatch(parent, plan.origin):
+            return await _run(plan, query, MessageContext(query, plan.origin, parent), joined=True)
+        return await _run(plan, query, MessageContext(query, plan.origin), joined=False)
+
+    async def publish(self, event: Any) -> None:
+        """Publish an integration event through the outbox: stored when this returns, on its way soon after.
+
+        Inside a handler it is the same as `emit(event)`.
+        """
+        async with self._entered("publish()") as context:
+            context.origin.take_event(context, event)
+
+    @asynccontextmanager
+    async def unit_of_work(self) -> AsyncGenerator[UnitOfWork, None]:
+        """A transaction outside a handler: `emit` works in the block, `uow.resource(AsyncSession)` is its session.
+
+        It is committed at the end of the block, or rolled back by an exception. Inside a handler it is the handler's.
+        """
+        async with self._entered("unit_of_work()") as context:
+            await context.unit_of_work.open()
+            yield context.unit_of_work
+
+    @asynccontextmanager
+    async def _entered(self, action: str) -> AsyncGenerator[MessageContext, None]:
+        """A context in which events can be emitted: the one around us, or a new one that commits at the end."""
+        block, events = self._block, self._events
+        if self._loop is None or block is None or events is None:
+            raise self._not_running(action)
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongLoopError(action)
+        parent = current_context.get()
+        if parent is not None and _open_dispatch(parent, block):
+            yield parent
+            return
+        context = MessageContext(None, block)
+        token = current_context.set(context)
+        try:
+            yield context
+            await events.drain(context)
+            await context.unit_of_work.commit()
+        except BaseException:
+            await context.unit_of_work.rollback()
+            raise
+        finally:
+            context.closed = True
+            current_context.reset(token)
+
+    # --- the rarer ways of send -------------------------------------------------------------------------------------
+
+    async def _send_within(
+        self, plan: Plan, command: Any, parent: MessageContext | None, session: object | None
+    ) -> Any:
+        inside = _open_dispatch(parent, plan.origin)
+        if inside and parent is not None and parent.origin.kind == "query":
+            raise SendInQueryError(type(command).__name__, type(parent.message).__name__)
+        if session is not None:
+            return await self._send_in_session(plan, command, session)
+        if inside:
+            return await _run(plan, command, MessageContext(command, plan.origin, parent), joined=True)
+        return await _run(plan, command, MessageContext(command, plan.origin), joined=False)
+
+    async def _send_in_session(self, plan: Plan, command: Any, session: object) -> Any:
+        if self._store is None:
+            raise self._not_running("send()")
+        context = MessageContext(command, plan.origin)
+        context.unit_of_work = UnitOfWork(_refuse_to_begin, self._store.join(session), joined=True)
+        result = await _run(plan, command, context, joined=True)
+        await (
+            context.unit_of_work.commit()
+        )  # the caller commits: this only refuses what a swallowed error left half-done
+        return result
+
+    def _refusal(self, message: Any, wanted: Kind, called: str) -> CqrsDecorError:
+        if self._loop is None:
+            return self._not_running(f"{called}()")
+        spec = message_spec(message.__class__)
+        name = qualified_name(spec.type)
+        if spec.kind not in (wanted, "message"):
+            return WrongMessageKindError(name, spec.kind, called, _INSTEAD[spec.kind])
+        known = self._commands if wanted == "command" else self._queries
+        names = {message_spec(message_type).name for message_type in known}
+        return NoHandlerError(wanted, spec.name, name, names, f"{wanted}_handler")
+
+    def _not_running(self, action: str) -> CqrsDecorError:
+        return AppStoppedError(action) if self._stopped else AppNotStartedError(action)
+
+
+def _open_dispatch(parent: MessageContext | None, origin: Origin) -> bool:
+    """Whether we are inside a dispatch of the same app that has not ended."""
+    return parent is not None and not parent.closed and parent.origin.app is origin.app
+
+
+async def _run(plan: Plan, message: Any, context: MessageContext, *, joined: bool) -> Any:
+    token = current_context.set(context)
+    try:
+        return await (plan.joined if joined else plan.own)(message, context)
+    finally:
+        context.closed = True
+        current_context.reset(token)
+
+
+async def _refuse_to_begin() -> Any:
+    return nothing_to_begin()

@@ -1,0 +1,1 @@
+"""The library's own stages, one file each. Their order is one list in app.py."""
