@@ -5,8 +5,9 @@ global.
 """
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
-NAMES = (
+CrashPoint = Literal[
     "uow.before_commit",
     "outbox.rows_written",
     "uow.after_commit",
@@ -17,19 +18,21 @@ NAMES = (
     "worker.committed",
     "worker.before_ack",
     "worker.acked",
-)
-"""Every crash point there is, in the order in which a message passes them."""
+]
+"""In the order in which a message passes them."""
 
-_at: Callable[[str], None] | None = None
+CRASH_POINTS: tuple[CrashPoint, ...] = get_args(CrashPoint)
+
+_at: Callable[[CrashPoint], None] | None = None
 
 
-def reach(name: str) -> None:
-    """Say that the code is at the crash point `name`, one of `NAMES`."""
+def reach(point: CrashPoint) -> None:
+    """Say that the code is at this point."""
     if _at is not None:
-        _at(name)
+        _at(point)
 
 
-def install(at: Callable[[str], None] | None) -> None:
-    """Have `at` called with the name of each crash point that is reached; None takes it out again."""
+def install(at: Callable[[CrashPoint], None] | None) -> None:
+    """Have `at` called with each crash point that is reached; None takes it out again."""
     global _at
     _at = at
