@@ -60,12 +60,12 @@ class Kit:
 def _raise_innermost(group: ExceptionGroup[Exception]) -> NoReturn:
     """A failed assertion reads better without the task groups that it came through."""
     __tracebackhide__ = True
-    if len(group.exceptions) > 1:
+    first, *others = group.exceptions
+    if others:
         raise group
-    only = group.exceptions[0]
-    if isinstance(only, ExceptionGroup):
-        _raise_innermost(cast("ExceptionGroup[Exception]", only))
-    raise only
+    if isinstance(first, ExceptionGroup):
+        _raise_innermost(cast("ExceptionGroup[Exception]", first))
+    raise first
 
 
 def as_test(run: Callable[[K], None], test: Callable[..., object]) -> Callable[[K], None]:
