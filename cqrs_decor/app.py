@@ -9,18 +9,17 @@ from types import ModuleType, TracebackType
 from typing import Any, Literal, Self
 
 import anyio
-import punq
 
 from cqrs_decor.broker import Broker
 from cqrs_decor.bus import Bus
 from cqrs_decor.checks import Examined, examine, service_fault
 from cqrs_decor.clock import Clock, SystemClock
 from cqrs_decor.codec import Codec, JsonCodec
-from cqrs_decor.container import Container, DeclaredProviders, FixedValues, Layered, as_container
+from cqrs_decor.container import Container, DeclaredProviders, FixedValues, Layered, as_container, new_container
 from cqrs_decor.context import MessageContext, Origin
 from cqrs_decor.dependencies import AppValues, GraphBuilder
 from cqrs_decor.discovery import OBSERVERS, import_handlers, load_all
-from cqrs_decor.dispatch import compile_call
+from cqrs_decor.dispatch import HandlerGraphs, compile_call
 from cqrs_decor.errors import (
     AppNotStartedError,
     AppStoppedError,
@@ -124,7 +123,7 @@ def bootstrap(
             database=database if database is not None else known.database,
             service=service or known.service,
             run=run,
-            container=container if container is not None else punq.Container(),
+            container=container if container is not None else new_container(),
             middlewares=tuple(middlewares),
             settings=known,
             on_startup=tuple(on_startup),
@@ -390,6 +389,7 @@ class _Running:
             parts.examined.routes, self._codec, configuration.clock, self._service, self._wake_relay
         )
         self.events = LocalEvents(self._settings.max_event_depth)
+        self._transaction = TransactionStage(self.events.drain)
         self._emitter = Emitter(self.writer)
         self._app_token = object()
         self._limiter = anyio.CapacityLimiter(40)
@@ -508,8 +508,8 @@ class _Running:
     async def _stages(self, values: AppValues) -> tuple[Stage, ...]:
         """The order around every handler, the outermost first. A snapshot test keeps it.
 
-        Retries lie outside the transaction: every attempt has its own. The inbox row is written first in it, and domain
-        events are handled last in it.
+        Retries lie outside the transaction: every attempt has its own. The inbox row is written first in it; domain
+        events are handled last in it, by the transaction stage itself.
         """
         store = self.parts.store
         return (
@@ -519,9 +519,8 @@ class _Running:
             ConcurrencyStage(),
             RetriesStage(store.is_transient),
             ScopeStage(),
-            TransactionStage(),
+            self._transaction,
             InboxStage(store.inbox),
-            self.events,
         )
 
     def _middlewares(self) -> tuple[Any, ...]:
@@ -532,7 +531,7 @@ class _Running:
         if not isinstance(middleware, type):
             return middleware
         where = source_place(middleware)
-        parameters, _ = read_signature(middleware.__init__, where, skip_self=True)
+        parameters, _ = read_signature(getattr(middleware, "__init__"), where, skip_self=True)
         graph = self.parts.graphs.draw(parameters, where, app_scope=True)
         if graph.faults:
             raise StartupError(f"{where} cannot be made.", graph.faults)
@@ -562,6 +561,9 @@ class _Running:
             joined=joined,
             order=order,
             source=compiled.source,
+            bare=spec.target if _is_bare(spec, drawn) and order == (self._transaction.name,) else None,
+            conclude=self._transaction.conclude,
+            abandon=self._transaction.abandon,
         )
 
     def _consumed_specs(self) -> list[HandlerSpec]:
@@ -646,3 +648,8 @@ class _Running:
     async def close(self) -> None:
         with anyio.CancelScope(shield=True):
             await self._stack.aclose()
+
+
+def _is_bare(spec: HandlerSpec, drawn: HandlerGraphs) -> bool:
+    """An `async def` function that asks for nothing but its command: it can be called as it is."""
+    return spec.kind == "command" and spec.style == "async" and spec.constructor is None and not drawn.call.arguments

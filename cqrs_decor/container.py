@@ -52,7 +52,7 @@ class Container(Protocol):
         """
         ...
 
-    def keys(self) -> Iterable[Any]:
+    def registered(self) -> Iterable[Any]:
         """Everything that is registered, for error messages and `doctor`."""
         ...
 
@@ -83,7 +83,7 @@ class PunqContainer:
             style=call_style(builder) if not inspect.isclass(builder) else "sync",
         )
 
-    def keys(self) -> Iterable[Any]:
+    def registered(self) -> Iterable[Any]:
         registry = cast(Any, self.container.registrations)
         return list(registry._Registry__registrations.entries)
 
@@ -104,7 +104,7 @@ class DeclaredProviders:
     def provider(self, key: Any) -> Provider | None:
         return self._providers.get(key)
 
-    def keys(self) -> Iterable[Any]:
+    def registered(self) -> Iterable[Any]:
         return list(self._providers)
 
 
@@ -133,7 +133,7 @@ class FixedValues:
         value = self._values[key]
         return Provider(key=key, factory=lambda: value, lifetime="app", where=self._where)
 
-    def keys(self) -> Iterable[Any]:
+    def registered(self) -> Iterable[Any]:
         return list(self._values)
 
 
@@ -150,8 +150,13 @@ class Layered:
                 return found
         return None
 
-    def keys(self) -> Iterable[Any]:
-        return [key for layer in self._layers for key in layer.keys()]
+    def registered(self) -> Iterable[Any]:
+        return [key for layer in self._layers for key in layer.registered()]
+
+
+def new_container() -> punq.Container:
+    """An empty container to register in."""
+    return punq.Container()
 
 
 def as_container(container: Any) -> Container:

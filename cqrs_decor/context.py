@@ -50,33 +50,77 @@ class Origin:
     consumer: str | None = None
 
 
+class DispatchState:
+    """What a dispatch keeps beside its message; made only when something needs it."""
+
+    __slots__ = (
+        "attempt",
+        "closed",
+        "detached",
+        "emitted",
+        "envelope",
+        "id",
+        "parent",
+        "parked_id",
+        "stack",
+        "unit_of_work",
+    )
+
+    def __init__(self, parent: "MessageContext | None" = None, envelope: Envelope | None = None) -> None:
+        self.parent = parent
+        self.envelope = envelope
+        self.attempt = 1
+        self.id: str | None = None
+        self.unit_of_work: UnitOfWork | None = None
+        self.emitted: list[tuple[Any, object]] | None = None
+        self.stack: AsyncExitStack | None = None
+        self.closed = False
+        self.detached = False
+        self.parked_id: int | None = None
+
+
 class MessageContext:
     """Ids, headers and attempt of the message in hand. Ask for it by annotation, or call `MessageContext.current()`.
 
     Attributes:
         message: The message.
-        attempt: 1 for the first.
-        headers: What travelled with it.
+        origin: Its handler.
+        state: The rest; None until something needs it. A context is made for every message, and most need no more.
     """
 
-    # Class-level defaults instead of assignments: a context is made for every message, and most of it stays as it is.
-    attempt: int = 1
-    headers: Mapping[str, str] = _NO_HEADERS
-    envelope: Envelope | None = None
-    emitted: "list[tuple[Any, object]] | None" = None
-    stack: AsyncExitStack | None = None
-    closed: bool = False
-    detached: bool = False
-    """It has a parent for its ids, but a transaction of its own."""
-    parked_id: int | None = None
-    """The parked message that this is another try of."""
-    _id: str | None = None
-    _unit_of_work: UnitOfWork | None = None
+    __slots__ = ("message", "origin", "state")
 
-    def __init__(self, message: Any, origin: Origin, parent: "MessageContext | None" = None) -> None:
-        self.message = message
-        self.origin = origin
-        self.parent = parent
+    message: Any
+    origin: Origin
+    state: DispatchState | None
+
+    @classmethod
+    def of(
+        cls,
+        message: Any,
+        origin: Origin,
+        *,
+        parent: "MessageContext | None" = None,
+        envelope: Envelope | None = None,
+        detached: bool = False,
+    ) -> "MessageContext":
+        """A new context.
+
+        Args:
+            message: The message.
+            origin: Its handler.
+            parent: The dispatch around it.
+            envelope: What it came in.
+            detached: It has a parent for its ids, but a transaction of its own.
+        """
+        context = cls()
+        context.message = message
+        context.origin = origin
+        context.state = None
+        if parent is not None or envelope is not None:
+            context.state = DispatchState(parent, envelope)
+            context.state.detached = detached
+        return context
 
     @classmethod
     def current(cls) -> "MessageContext":
@@ -96,28 +140,44 @@ class MessageContext:
         context = current_context.get()
         return None if context is None or context.closed else context
 
+    # --- for handlers and middlewares -------------------------------------------------------------------------------
+
     @property
     def id(self) -> str:
         """The message's id; the same over all attempts."""
-        if self.envelope is not None:
-            return self.envelope.id
-        if self._id is None:
-            self._id = new_id()
-        return self._id
+        state = self.kept
+        if state.envelope is not None:
+            return state.envelope.id
+        if state.id is None:
+            state.id = new_id()
+        return state.id
 
     @property
     def correlation_id(self) -> str:
         """Shared by everything that follows from one first message."""
-        if self.envelope is not None:
-            return self.envelope.correlation_id or self.envelope.id
-        return self.id if self.parent is None else self.parent.correlation_id
+        state = self.kept
+        if state.envelope is not None:
+            return state.envelope.correlation_id or state.envelope.id
+        return self.id if state.parent is None else state.parent.correlation_id
 
     @property
     def causation_id(self) -> str | None:
         """The id of the message whose handling led to this one."""
-        if self.envelope is not None:
-            return self.envelope.causation_id
-        return None if self.parent is None else self.parent.id
+        state = self.kept
+        if state.envelope is not None:
+            return state.envelope.causation_id
+        return None if state.parent is None else state.parent.id
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What travelled with the message."""
+        envelope = self.envelope
+        return _NO_HEADERS if envelope is None else envelope.headers
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first."""
+        return 1 if self.state is None else self.state.attempt
 
     @property
     def consumer(self) -> str | None:
@@ -127,28 +187,71 @@ class MessageContext:
     @property
     def idempotency_key(self) -> str:
         """The same for every attempt at this message by this handler: give it to APIs that drop repeats by key."""
-        source = self.envelope.source if self.envelope is not None else ""
+        source = "" if self.envelope is None else self.envelope.source
         return f"{self.origin.consumer or self.origin.handler}:{source}:{self.id}"
+
+    # --- for the pipeline -------------------------------------------------------------------------------------------
+
+    @property
+    def kept(self) -> DispatchState:
+        """The state, made if need be."""
+        if self.state is None or self.state is ENDED:
+            ended = self.state is ENDED
+            self.state = DispatchState()
+            self.state.closed = ended
+        return self.state
+
+    @property
+    def envelope(self) -> Envelope | None:
+        """What the message came in, in a consumer."""
+        return None if self.state is None else self.state.envelope
+
+    @property
+    def parent(self) -> "MessageContext | None":
+        return None if self.state is None else self.state.parent
+
+    @property
+    def closed(self) -> bool:
+        """The dispatch has ended."""
+        return self.state is not None and self.state.closed
+
+    @property
+    def stack(self) -> AsyncExitStack:
+        """Closes what is made for this message; set by the scope stage, which stands around every handler that needs it."""
+        stack = self.kept.stack
+        if stack is None:
+            raise AssertionError("a dependency that needs closing, outside a scope")
+        return stack
 
     @property
     def unit_of_work(self) -> UnitOfWork:
         """The unit of work that this dispatch shares with what joined it; made when it is first asked for."""
-        if self._unit_of_work is None:
-            parent = None if self.detached else self.parent
-            self._unit_of_work = UnitOfWork(self.origin.begin) if parent is None else parent.unit_of_work
-        return self._unit_of_work
-
-    @unit_of_work.setter
-    def unit_of_work(self, unit_of_work: UnitOfWork) -> None:
-        self._unit_of_work = unit_of_work
+        state = self.kept
+        if state.unit_of_work is None:
+            parent = None if state.detached else state.parent
+            state.unit_of_work = UnitOfWork(self.origin.begin) if parent is None else parent.unit_of_work
+        return state.unit_of_work
 
     @property
     def opened_unit_of_work(self) -> UnitOfWork | None:
         """The unit of work, if anything asked for it yet."""
-        return self._unit_of_work
+        return None if self.state is None else self.state.unit_of_work
 
     def begin_attempt(self, number: int) -> None:
         """Forget what the attempt before left."""
-        self.attempt = number
-        self.emitted = None
-        self._unit_of_work = None
+        state = self.kept
+        state.attempt = number
+        state.emitted = None
+        state.unit_of_work = None
+
+    def close(self) -> None:
+        """The dispatch has ended: what still holds this context can emit no more."""
+        if self.state is None:
+            self.state = ENDED
+        else:
+            self.state.closed = True
+
+
+ENDED = DispatchState()
+"""The state of every dispatch that ended without needing one."""
+ENDED.closed = True

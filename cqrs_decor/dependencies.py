@@ -138,7 +138,7 @@ class GraphBuilder:
         module = getattr(wanted, "__module__", "")
         if module.startswith(_KNOWN_RESOURCES) and not self._resources:
             return MissingResourceError(where, parameter.name, type_name(wanted))
-        known = [*map(type_name, self._container.keys()), *map(type_name, self._resources)]
+        known = [*map(type_name, self._container.registered()), *map(type_name, self._resources)]
         return MissingDependencyError(where, parameter.name, type_name(wanted), known)
 
 

@@ -3,9 +3,9 @@
 import importlib
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
-from importlib_metadata import EntryPoint, entry_points
+from importlib_metadata import EntryPoint, entry_points  # pyright: ignore[reportUnknownVariableType]
 
 from cqrs_decor.errors import (
     BrokenPluginError,
@@ -39,7 +39,8 @@ FindEntryPoints = Callable[[str], Iterable[EntryPoint]]
 
 def installed(group: str) -> list[EntryPoint]:
     """The entry points of a group, each once: an editable install may list its own twice."""
-    unique = {(point.name, point.value, _distribution(point)): point for point in entry_points(group=group)}
+    points = cast(Iterable[EntryPoint], entry_points(group=group))
+    unique = {(point.name, point.value, _distribution(point)): point for point in points}
     return list(unique.values())
 
 

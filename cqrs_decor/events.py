@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from cqrs_decor._text import qualified_name
 from cqrs_decor.context import MessageContext, current_context
-from cqrs_decor.dispatch import Next
 from cqrs_decor.errors import (
     EmitAfterDispatchError,
     EmitInQueryError,
@@ -18,7 +17,7 @@ from cqrs_decor.errors import (
     WrongMessageKindError,
 )
 from cqrs_decor.messages import message_spec
-from cqrs_decor.pipeline import Handling, Plan
+from cqrs_decor.pipeline import Plan
 
 _logger = logging.getLogger(__name__)
 
@@ -74,10 +73,10 @@ class Emitter:
         if leaves:
             self._sink.take(context, event)
             return
-        if context.emitted is None:
-            context.emitted = []
-        unit_of_work = context.opened_unit_of_work
-        context.emitted.append((event, None if unit_of_work is None else unit_of_work.mark()))
+        state = context.kept
+        if state.emitted is None:
+            state.emitted = []
+        state.emitted.append((event, None if state.unit_of_work is None else state.unit_of_work.mark()))
 
 
 def _leaves_the_process(event_type: type[Any]) -> bool:
@@ -100,27 +99,13 @@ class LocalHandlers:
 class LocalEvents:
     """Handles domain events breadth first, inside the transaction of the command that emitted them."""
 
-    name = "events"
-
     def __init__(self, max_depth: int) -> None:
         self._max_depth = max_depth
         self._handlers: Mapping[type[Any], LocalHandlers] = {}
 
     def handle_with(self, handlers: Mapping[type[Any], LocalHandlers]) -> None:
-        """Give it the compiled handlers; their chains were composed around this very object, so they come later."""
+        """Give it the compiled handlers; their chains call `drain` themselves, so they come later."""
         self._handlers = handlers
-
-    def wrap(self, handling: Handling, call_next: Next) -> Next:
-        if handling.spec.kind == "query" or (handling.joined and handling.spec.kind == "event"):
-            return call_next  # what a local handler emits is taken up by the drain that called it
-
-        async def run(message: Any, context: MessageContext) -> Any:
-            result = await call_next(message, context)
-            if context.emitted:
-                await self.drain(context)
-            return result
-
-        return run
 
     async def drain(self, context: MessageContext) -> None:
         """Handle what was emitted, and what that emits, until nothing is left."""
@@ -138,8 +123,9 @@ class LocalEvents:
     def _queue(
         self, waiting: deque[tuple[Any, object, tuple[str, ...]]], context: MessageContext, chain: tuple[str, ...]
     ) -> None:
-        waiting.extend((event, mark, chain) for event, mark in context.emitted or ())
-        context.emitted = None
+        state = context.kept
+        waiting.extend((event, mark, chain) for event, mark in state.emitted or ())
+        state.emitted = None
 
     async def _handle(self, event: Any, context: MessageContext) -> Sequence[MessageContext]:
         handlers = self._handlers.get(event.__class__, LocalHandlers())
@@ -154,12 +140,12 @@ class LocalEvents:
 
 
 async def _run_joined(plan: Plan, event: Any, parent: MessageContext) -> MessageContext:
-    context = MessageContext(event, plan.origin, parent)
+    context = MessageContext.of(event, plan.origin, parent=parent)
     token = current_context.set(context)
     try:
         await plan.joined(event, context)
     finally:
-        context.closed = True
+        context.close()
         current_context.reset(token)
     return context
 
@@ -173,8 +159,7 @@ def _run_after_commit(plan: Plan, event: Any, parent: MessageContext) -> None:
         )
 
     async def run() -> None:
-        context = MessageContext(event, plan.origin, parent)
-        context.detached = True
+        context = MessageContext.of(event, plan.origin, parent=parent, detached=True)
         token = current_context.set(context)
         try:
             await plan.own(event, context)
@@ -184,7 +169,7 @@ def _run_after_commit(plan: Plan, event: Any, parent: MessageContext) -> None:
                 extra={"action": "isolated_handler_failed", "handler": plan.spec.name, "message_id": context.id},
             )
         finally:
-            context.closed = True
+            context.close()
             current_context.reset(token)
 
     parent.unit_of_work.after_commit(run)

@@ -95,7 +95,7 @@ def read_handler(kind: HandlerKind, target: Any, options: HandlerOptions, where:
     Raises:
         ExceptionGroup: Of DefinitionError, everything that is wrong with it at once.
     """
-    function = target.handle if inspect.isclass(target) and hasattr(target, "handle") else target
+    function: Any = getattr(target, "handle", target) if inspect.isclass(target) else target
     _refuse_what_is_no_handler(target, function, where)
     parameters, returned = read_signature(function, where, skip_self=inspect.isclass(target))
     message_types = options.messages or _message_types(parameters, where)

@@ -107,7 +107,8 @@ class InboxStage:
             consumer, envelope = context.origin.consumer, context.envelope
             if consumer is None or envelope is None:  # a consumed message always has both: the worker made its context
                 raise AssertionError("an inbox without a consumer or an envelope")
-            if context.parked_id is not None and not await inbox.unpark(transaction, context.parked_id):
+            parked_id = context.kept.parked_id
+            if parked_id is not None and not await inbox.unpark(transaction, parked_id):
                 return DUPLICATE
             if not await inbox.record(transaction, consumer, envelope):
                 return DUPLICATE

@@ -52,7 +52,16 @@ class Stage(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A handler with its two chains: `own` begins and ends a transaction, `joined` takes part in another dispatch's."""
+    """A handler, ready to run.
+
+    Attributes:
+        own: The chain that begins and ends a transaction.
+        joined: The chain that takes part in another dispatch's.
+        bare: The handler itself, where nothing stands around it unless it emits; then its caller must, if the context
+            was used, `conclude` or `abandon` it, as the chain would.
+        order: The stages of `own`, outermost first.
+        source: The compiled call.
+    """
 
     spec: HandlerSpec
     origin: Origin
@@ -60,6 +69,9 @@ class Plan:
     joined: Next
     order: tuple[str, ...]
     source: str
+    bare: Callable[[Any], Awaitable[Any]] | None
+    conclude: Callable[[MessageContext], Awaitable[None]]
+    abandon: Callable[[MessageContext], Awaitable[None]]
 
 
 def compose(stages: Sequence[Stage], handling: Handling, innermost: Next) -> tuple[Next, tuple[str, ...]]:

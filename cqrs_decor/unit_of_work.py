@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import anyio
 
@@ -161,6 +161,6 @@ class UnitOfWork:
                 await self.transaction.rollback()
 
 
-def nothing_to_begin() -> Any:
+async def nothing_to_begin() -> Transaction:
     """Stands in for `Begin` where a unit of work has been given its transaction."""
     raise UnitOfWorkClosedError("A second transaction")

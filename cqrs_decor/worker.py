@@ -363,18 +363,16 @@ class Worker:
     async def _attempt(
         self, plan: Plan, envelope: Envelope, message: Any, attempt: int, parked: ParkedMessage | None
     ) -> Any:
-        context = MessageContext(message, plan.origin)
-        context.envelope = envelope
-        context.headers = envelope.headers
-        context.attempt = attempt
-        context.parked_id = None if parked is None else parked.id
+        context = MessageContext.of(message, plan.origin, envelope=envelope)
+        context.kept.attempt = attempt
+        context.kept.parked_id = None if parked is None else parked.id
         token = current_context.set(context)
         try:
             result = await plan.own(message, context)
             reach("worker.committed")
             return result
         finally:
-            context.closed = True
+            context.close()
             current_context.reset(token)
 
     def _is_outage(self, error: Exception) -> bool:

@@ -21,7 +21,7 @@ class ScopeStage:
             return call_next
 
         async def run(message: Any, context: MessageContext) -> Any:
-            stack = context.stack = AsyncExitStack()
+            stack = context.kept.stack = AsyncExitStack()
             try:
                 result = await call_next(message, context)
             except BaseException:

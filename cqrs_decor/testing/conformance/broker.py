@@ -188,10 +188,26 @@ class BrokerConformance(Kit):
         published = [sample(topic, f"key-{n % 5}") for n in range(20)]
         await self._publish(broker, *published)
 
-        one = await self._read_all(broker, topic, 20)
-        other = await self._read_all(broker, topic, 20)
+        received: list[list[str]] = []
+        for group in (new_id(), new_id()):
+            async with broker.subscribe(group, [topic]) as subscription:
+                deliveries = await self._read(subscription, 20)
+                await subscription.ack(deliveries)
+                received.append(sorted(ids_of(_envelopes(deliveries))))
 
-        assert sorted(ids_of(one)) == sorted(ids_of(other)) == sorted(ids_of(published))
+        assert received == [sorted(ids_of(published))] * 2
+
+    @_broker_test
+    async def test_groups_read_side_by_side(self, broker: Broker) -> None:
+        """What one group acknowledges says nothing about the others, also while both are reading."""
+        topic = await self._topic(broker)
+        published = [sample(topic, f"key-{n % 5}") for n in range(20)]
+
+        async with _reading(broker, new_id(), topic) as one, _reading(broker, new_id(), topic) as other:
+            one.acknowledges = other.acknowledges = True
+            await self._publish(broker, *published)
+            everything = set(ids_of(published))
+            await self.eventually(lambda: one.ids == other.ids == everything, "both groups received everything")
 
     @_broker_test
     async def test_one_subscription_reads_several_topics(self, broker: Broker) -> None:
