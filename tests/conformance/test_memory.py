@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from cqrs_decor.broker import Broker
 from cqrs_decor.codec import Codec, JsonCodec
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.memory import MemoryBroker, MemoryStore
 from cqrs_decor.store import Store
+from cqrs_decor.testing.clock import ManualClock
 from cqrs_decor.testing.conformance import (
     BrokerConformance,
     CodecConformance,
@@ -27,9 +29,15 @@ class TestMemoryBroker(BrokerConformance):
 
 
 class TestMemoryOutbox(OutboxStoreConformance):
+    clock: ManualClock
+
     @asynccontextmanager
     async def open_store(self) -> AsyncGenerator[Store]:
-        yield MemoryStore()
+        self.clock = ManualClock()
+        yield MemoryStore(clock=self.clock)
+
+    async def advance(self, delay: timedelta) -> None:
+        self.clock.advance(delay)
 
 
 class TestMemoryInbox(InboxStoreConformance):

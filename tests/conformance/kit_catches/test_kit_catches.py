@@ -1,0 +1,240 @@
+"""The kits against parts that have one fault each: a kit that lets a fault pass is worth nothing."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from cqrs_decor.broker import Broker
+from cqrs_decor.codec import Codec
+from cqrs_decor.envelope import Envelope
+from cqrs_decor.memory import MemoryBroker
+from cqrs_decor.store import Store
+from cqrs_decor.testing.clock import ManualClock
+from cqrs_decor.testing.conformance import (
+    BrokerConformance,
+    CodecConformance,
+    InboxStoreConformance,
+    OutboxStoreConformance,
+)
+from cqrs_decor.testing.conformance.codec import Noted
+from cqrs_decor.testing.conformance.kit import Kit, sample
+from tests.conformance.kit_catches import faulty_brokers as brokers
+from tests.conformance.kit_catches import faulty_codecs as codecs
+from tests.conformance.kit_catches import faulty_stores as stores
+from tests.conformance.kit_catches.faulty_stores import FaultyStore
+
+NOT_LONG = timedelta(seconds=1)
+
+
+class Brokers(BrokerConformance):
+    patience, time_limit = NOT_LONG, NOT_LONG * 2
+
+    def __init__(self, make: Callable[[], Broker]) -> None:
+        self.make = make
+
+    @asynccontextmanager
+    async def open_broker(self) -> AsyncGenerator[Broker]:
+        yield self.make()
+
+    def oversized_envelope(self, topic: str, key: str) -> Envelope | None:
+        return sample(topic, key, data=b"x" * 2_000_001)
+
+
+class Outboxes(OutboxStoreConformance):
+    patience, time_limit = NOT_LONG, NOT_LONG * 2
+
+    def __init__(self, make: Callable[[ManualClock], Store]) -> None:
+        self.make = make
+        self.clock = ManualClock()
+
+    @asynccontextmanager
+    async def open_store(self) -> AsyncGenerator[Store]:
+        yield self.make(self.clock)
+
+    async def advance(self, delay: timedelta) -> None:
+        self.clock.advance(delay)
+
+
+class Inboxes(InboxStoreConformance):
+    patience, time_limit = NOT_LONG, NOT_LONG * 2
+
+    def __init__(self, make: Callable[[ManualClock], Store]) -> None:
+        self.make = make
+
+    @asynccontextmanager
+    async def open_store(self) -> AsyncGenerator[Store]:
+        yield self.make(ManualClock())
+
+
+class Codecs(CodecConformance):
+    def __init__(self, make: Callable[[], Codec]) -> None:
+        self.make = make
+
+    def make_codec(self) -> Codec:
+        return self.make()
+
+
+def fails(kit: Kit, test: str, *arguments: Any) -> bool:
+    """Run one test of a kit."""
+    try:
+        getattr(kit, test)(*arguments)
+    except pytest.skip.Exception as skipped:
+        raise AssertionError(f"{test} was skipped: {skipped}") from None
+    except (Exception, pytest.fail.Exception):
+        return True
+    return False
+
+
+FAULTY_BROKERS: dict[type[MemoryBroker], str] = {
+    brokers.DropsHeaders: "test_an_envelope_arrives_with_every_attribute_and_header",
+    brokers.CutsTimesToMilliseconds: "test_an_envelope_arrives_with_every_attribute_and_header",
+    brokers.TakesTheEmptyKeyForNone: "test_any_key_arrives",
+    brokers.TakesAnEmptyBodyForADeletion: "test_an_empty_body_arrives",
+    brokers.ReadsBodiesAsText: "test_a_body_of_any_bytes_arrives",
+    brokers.LosesTheOrderInABatch: "test_the_order_of_each_key_is_kept_over_many_batches",
+    brokers.SpreadsAKeyOverPartitions: "test_messages_of_one_key_share_a_partition",
+    brokers.AnswersForTheLastOnly: "test_publishing_answers_one_outcome_for_each_envelope",
+    brokers.RefusesWhatItHasSeen: "test_publishing_the_same_ids_again_is_allowed",
+    brokers.RefusesTheWholeBatch: "test_a_refused_record_takes_no_other_key_with_it",
+    brokers.LetsOthersOvertakeARefusedOne: "test_a_refused_record_holds_back_the_later_ones_of_its_key",
+    brokers.StaysBrokenAfterARefusal: "test_a_refused_record_takes_no_other_key_with_it",
+    brokers.IgnoresStart: "test_a_new_group_may_start_at_the_latest_message",
+    brokers.StartsOverAtTheLatest: "test_a_group_that_has_acknowledged_goes_on_where_it_was",
+    brokers.HasOneGroupForAll: "test_each_group_receives_everything",
+    brokers.ReadersDoNotShare: "test_readers_of_a_group_share_and_the_one_that_leaves_hands_its_work_over",
+    brokers.AcknowledgesOnDelivery: "test_what_is_not_acknowledged_comes_again_and_what_is_does_not",
+    brokers.AcknowledgesWhatCameBeforeInAnyPartition: "test_acknowledging_one_partition_leaves_the_others",
+    brokers.ForgetsAcknowledgements: "test_what_is_not_acknowledged_comes_again_and_what_is_does_not",
+    brokers.CountsAcknowledgementsOfThePast: "test_an_acknowledgement_of_a_past_assignment_is_ignored",
+    brokers.DoesNotTellBeforePartitionsMove: (
+        "test_a_reader_is_told_before_its_partitions_move_and_may_still_acknowledge"
+    ),
+    brokers.MovesPartitionsBeforeItTells: "test_a_reader_is_told_before_its_partitions_move_and_may_still_acknowledge",
+    brokers.LosesWhatAReaderLeavesBehind: "test_unacknowledged_work_comes_again_each_time",
+    brokers.IgnoresTheLimit: "test_receive_returns_no_more_than_its_limit",
+    brokers.NeverReturnsEmpty: "test_receive_returns_empty_when_nothing_comes",
+    brokers.WaitsToTheEnd: "test_receive_returns_as_soon_as_something_comes",
+    brokers.LosesWhatACancelledReceiveHadFetched: "test_a_cancelled_receive_loses_nothing",
+    brokers.DeliversPositionsThatRepeat: "test_positions_rise_within_a_partition",
+    brokers.CountsTheBacklogOfTheGroup: "test_the_backlog_counts_down_to_zero",
+}
+
+
+@pytest.mark.parametrize(
+    ("faulty", "test"), FAULTY_BROKERS.items(), ids=lambda it: getattr(it, "__name__", "caught by")
+)
+def test_a_faulty_broker_is_caught(faulty: type[MemoryBroker], test: str) -> None:
+    """Each of these has been the behaviour of a real broker binding."""
+    assert not fails(Brokers(lambda: MemoryBroker(max_bytes=2_000_000)), test)
+    assert fails(Brokers(lambda: faulty(max_bytes=2_000_000)), test)
+
+
+FAULTY_OUTBOXES: dict[type[Any], str] = {
+    stores.WritesBeforeTheCommit: "test_records_of_a_rolled_back_transaction_do_not_exist",
+    stores.DropsHeaders: "test_an_envelope_is_claimed_with_every_attribute_and_header",
+    stores.StoresEmptyTextForNothing: "test_attributes_that_are_not_given_stay_absent",
+    stores.GivesNoSequence: "test_the_sequence_rises_within_each_key",
+    stores.DrawsLanesById: "test_all_records_of_a_key_are_in_one_lane",
+    stores.DrawsIdsEarly: "test_a_record_that_is_committed_late_is_still_claimed",
+    stores.GivesALaneToTwo: "test_a_lane_has_one_owner_at_a_time",
+    stores.NeverRaisesTheFence: "test_the_fence_rises_with_each_change_of_owner",
+    stores.KeepsLeasesForEver: "test_a_lease_that_has_ended_is_taken_over",
+    stores.RenewsWithoutExtending: "test_a_renewed_lease_is_kept",
+    stores.RenewsWithoutLookingAtTheOwner: "test_renewing_returns_only_what_is_still_held",
+    stores.ReleasesWhatOthersHold: "test_releasing_a_lost_lane_leaves_its_new_owner_alone",
+    stores.ForgetsTheFenceAtClaim: "test_a_claim_under_an_old_fence_is_refused",
+    stores.ForgetsTheFenceOfDeliveries: "test_a_late_delivery_report_is_refused_and_writes_nothing",
+    stores.ForgetsTheFenceOfFailures: "test_a_late_failure_report_is_refused_and_writes_nothing",
+    stores.SettlesTheLanesThatAreLeft: "test_one_lost_lane_refuses_the_whole_settlement",
+    stores.ClaimsWhatIsInFlight: "test_records_in_flight_are_not_claimed_again",
+    stores.CountsInFlightAgainstTheLimit: "test_records_in_flight_are_not_claimed_again",
+    stores.ClaimsFromAllLanes: "test_a_claim_takes_no_more_than_its_limit_and_only_from_its_lanes",
+    stores.ClaimsTheNewestFirst: "test_each_lane_is_claimed_in_the_order_of_writing",
+    stores.HandsOutHeldBackKeys: "test_a_parked_record_holds_back_its_own_key_only",
+    stores.HoldsBackTheKeyInEveryTopic: "test_a_parked_record_holds_back_its_own_key_only",
+    stores.HoldsBackTheWholeKey: "test_of_two_parked_records_of_a_key_the_first_can_be_retried_alone",
+    stores.HoldsBackWhatHasNoKey: "test_records_without_key_hold_back_nothing",
+    stores.TakesTheEmptyKeyForNone: "test_the_empty_key_is_a_key",
+    stores.LetsHeldBackKeysUseUpTheLimit: "test_a_held_back_key_does_not_use_up_the_limit",
+    stores.KeepsWhatWasDelivered: "test_delivered_records_are_gone",
+    stores.ForgetsTheDelay: "test_a_rescheduled_record_is_due_after_its_delay",
+    stores.CountsNoAttempts: "test_attempts_and_the_last_error_are_kept",
+    stores.RetriesAtTheEnd: "test_a_retried_record_comes_in_its_old_place",
+    stores.RetriesTheWholeKey: "test_of_two_parked_records_of_a_key_the_first_can_be_retried_alone",
+    stores.LetsARetryOvertake: "test_of_two_parked_records_of_a_key_the_second_waits_for_the_first",
+    stores.DiscardsWhatIsPending: "test_a_rescheduled_record_can_be_discarded_and_a_pending_one_cannot",
+    stores.StumblesOverDiscardedRecords: "test_settling_a_record_that_was_discarded_meanwhile_is_harmless",
+    stores.FindsByAnyFilter: "test_records_are_found_by_what_operators_know",
+    stores.ShowsHeldRecordsAsPending: "test_records_are_shown_with_their_states",
+    stores.CountsParkedAsPending: "test_the_backlog_counts_what_waits",
+}
+
+
+@pytest.mark.parametrize(
+    ("faulty", "test"), FAULTY_OUTBOXES.items(), ids=lambda it: getattr(it, "__name__", "caught by")
+)
+def test_a_faulty_outbox_is_caught(faulty: type[Any], test: str) -> None:
+    """Each of these loses, repeats or reorders events in a way that no test of an application would notice."""
+
+    def make(clock: ManualClock) -> Store:
+        if faulty is stores.DrawsIdsEarly:
+            return FaultyStore(clock, outbox=stores.DrawsIdsEarlyAndPages, transaction=stores.DrawsIdsEarly)
+        if faulty is stores.WritesBeforeTheCommit:
+            return FaultyStore(clock, transaction=faulty)
+        return FaultyStore(clock, outbox=faulty)
+
+    assert not fails(Outboxes(FaultyStore), test)
+    assert fails(Outboxes(make), test)
+
+
+FAULTY_INBOXES: dict[type[Any], str] = {
+    stores.KeyedByIdAlone: "test_each_consumer_has_a_message_for_itself",
+    stores.ForgetsTheSource: "test_the_same_id_of_another_source_is_another_message",
+    stores.ComparesWithoutCase: "test_ids_are_told_apart_exactly",
+    stores.IgnoresTrailingBlanks: "test_ids_are_told_apart_exactly",
+    stores.RecordsOutsideTheTransaction: "test_a_rolled_back_record_leaves_nothing",
+    stores.LetsCopiesRunSideBySide: "test_a_copy_waits_for_the_first_and_is_not_new_when_it_commits",
+    stores.CallsAnOpenRecordADuplicate: "test_a_copy_waits_for_the_first_and_is_new_when_it_rolls_back",
+    stores.ParksTwice: "test_parking_again_replaces_error_and_count",
+    stores.ParksForAllConsumersAtOnce: "test_each_consumer_parks_a_message_for_itself",
+    stores.KeepsTheOldReason: "test_parking_again_replaces_error_and_count",
+    stores.GoesOnRetrying: "test_parking_again_replaces_error_and_count",
+    stores.MovesParkedAgainToTheEnd: "test_parking_again_replaces_error_and_count",
+    stores.ParksWithoutHeaders: "test_a_parked_message_is_kept_whole",
+    stores.UnparksAtOnce: "test_a_rollback_keeps_the_message_parked",
+    stores.LetsTwoUnpark: "test_a_message_is_taken_out_of_parking_by_a_commit",
+    stores.RetriesForEverybody: "test_a_retry_is_asked_for_and_left_to_the_worker",
+    stores.TakesRetriedMessagesOut: "test_a_retry_is_asked_for_and_left_to_the_worker",
+}
+
+
+@pytest.mark.parametrize(
+    ("faulty", "test"), FAULTY_INBOXES.items(), ids=lambda it: getattr(it, "__name__", "caught by")
+)
+def test_a_faulty_inbox_is_caught(faulty: type[Any], test: str) -> None:
+    """Each of these lets an effect happen twice, or never."""
+    assert not fails(Inboxes(FaultyStore), test)
+    assert fails(Inboxes(lambda clock: FaultyStore(clock, inbox=faulty)), test)
+
+
+FAULTY_CODECS: dict[type[Any], tuple[Any, ...]] = {
+    codecs.WritesAscii: ("test_any_text_comes_back", "żółć"),
+    codecs.WritesNumbersAsFloats: ("test_any_64_bit_number_comes_back", 2**53 + 1),
+    codecs.WritesDecimalsAsFloats: ("test_decimals_keep_their_digits",),
+    codecs.LeavesTheZoneOut: ("test_a_moment_keeps_its_instant_in_any_zone",),
+    codecs.RefusesUnknownFields: ("test_fields_that_are_not_known_are_left_out",),
+    codecs.CallsEverythingUndecodable: ("test_a_misfit_names_the_path_of_the_field",),
+    codecs.CallsEverythingInvalid: ("test_broken_bytes_are_undecodable", b"{"),
+    codecs.ShowsTheValue: ("test_an_error_never_shows_the_value", Noted, {"text": "a", "number": "s3cret-7f"}),
+    codecs.LetsAnyErrorOut: ("test_what_cannot_be_written_is_an_error_of_the_message",),
+}
+
+
+@pytest.mark.parametrize(("faulty", "test"), FAULTY_CODECS.items(), ids=lambda it: getattr(it, "__name__", "caught by"))
+def test_a_faulty_codec_is_caught(faulty: type[Any], test: tuple[Any, ...]) -> None:
+    """Each of these changes what was said, or tells a log what it must not know."""
+    assert not fails(Codecs(codecs.JsonCodec), *test)
+    assert fails(Codecs(faulty), *test)
