@@ -129,7 +129,7 @@ class Broker(Protocol):
         ...
 
     async def close(self) -> None:
-        """Flush nothing, give everything back; safe to call twice and after a failed `open`."""
+        """Flush nothing, give everything back; safe to call twice and after a failed `open`. It may be opened again."""
         ...
 
     async def publish(self, envelopes: Sequence[Envelope]) -> Sequence[BrokerError | None]:

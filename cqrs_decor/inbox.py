@@ -63,7 +63,11 @@ class InboxStore(Protocol):
         ...
 
     async def park(self, parked: ParkedMessage) -> None:
-        """Keep a message aside, in a transaction of its own. Parking one (consumer, source, id) again replaces error and count."""
+        """Keep a message aside, in a transaction of its own.
+
+        Parking one (consumer, source, id) again replaces error and count and takes back the wish for a retry; id and
+        place stay.
+        """
         ...
 
     async def unpark(self, transaction: Transaction, parked_id: int) -> bool:
@@ -81,7 +85,11 @@ class InboxStore(Protocol):
     async def parked_count(self) -> int: ...
 
     async def retry(self, ids: Collection[int], *, who: str) -> int:
-        """Ask for another try; the worker of that consumer carries it out. Returns how many. Idempotent, recorded."""
+        """Ask for another try; the worker of that consumer carries it out. Idempotent, recorded.
+
+        Returns:
+            How many were not asked for already.
+        """
         ...
 
     async def discard(self, ids: Collection[int], *, who: str) -> int:

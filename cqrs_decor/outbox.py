@@ -77,7 +77,13 @@ class OutboxFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """How much waits."""
+    """How much waits.
+
+    Attributes:
+        pending: Every record that is not parked: due, rescheduled or held back.
+        parked: Those that an operator has to decide about.
+        oldest: Age of the oldest pending one; None when there is none.
+    """
 
     pending: int
     parked: int
@@ -150,11 +156,24 @@ class OutboxStore(Protocol):
         ...
 
     async def retry(self, ids: Collection[int], *, who: str) -> int:
-        """Put parked records back in their old place in the order of their key; returns how many. Idempotent, recorded."""
+        """Put parked records back in their old place in the order of their key, their attempts counted from 0 again.
+
+        One that stands behind another parked one of its key stays held back. Idempotent, recorded.
+
+        Returns:
+            How many were parked.
+        """
         ...
 
     async def discard(self, ids: Collection[int], *, who: str) -> int:
-        """Give up parked or rescheduled records, so that their key goes on; returns how many. Idempotent, recorded."""
+        """Give up parked or rescheduled records, so that their key goes on. Idempotent, recorded.
+
+        Pending ones are left alone: they may be on their way to the broker. A settlement that names a discarded record
+        passes it over.
+
+        Returns:
+            How many were given up.
+        """
         ...
 
 

@@ -62,7 +62,10 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give everything back that `open` took; an engine of the caller's stays theirs. Safe to call twice."""
+        """Give everything back that `open` took; an engine of the caller's stays theirs. Safe to call twice.
+
+        It may be opened again.
+        """
         ...
 
     async def begin(self, *, read_only: bool = False) -> Transaction:

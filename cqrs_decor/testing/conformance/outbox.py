@@ -575,6 +575,16 @@ class OutboxStoreConformance(Kit):
         assert (await store.outbox.backlog()).parked == 0
 
     @_store_test
+    async def test_the_attempts_of_a_retried_record_start_again(self, store: Store) -> None:
+        """The operator has mended the cause: one more stumble must not park it again at once."""
+        lanes = await self._park(store, [envelope := sample("orders", "a")], parked=[envelope])
+
+        await store.outbox.retry(await self._record_ids(store, envelope), who="kit")
+        [record] = await store.outbox.claim(lanes, 10)
+
+        assert record.attempts == 0
+
+    @_store_test
     async def test_of_two_parked_records_of_a_key_the_first_can_be_retried_alone(self, store: Store) -> None:
         """The second is still parked, and what is behind it still waits."""
         first, second, third = (sample("orders", "a") for _ in range(3))

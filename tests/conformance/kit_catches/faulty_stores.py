@@ -279,6 +279,15 @@ class RetriesAtTheEnd(MemoryOutbox):
         return count
 
 
+class GoesOnCountingAfterARetry(MemoryOutbox):
+    async def retry(self, ids: Collection[int], *, who: str) -> int:
+        attempts = {row.id: row.attempts for row in self._all_rows()}
+        count = await super().retry(ids, who=who)
+        for row in self._all_rows():
+            row.attempts = attempts[row.id]
+        return count
+
+
 class RetriesTheWholeKey(MemoryOutbox):
     async def retry(self, ids: Collection[int], *, who: str) -> int:
         keys = {row.order for row in self._all_rows() if row.id in ids}

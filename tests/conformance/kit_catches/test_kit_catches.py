@@ -163,6 +163,7 @@ FAULTY_OUTBOXES: dict[type[Any], str] = {
     stores.ForgetsTheDelay: "test_a_rescheduled_record_is_due_after_its_delay",
     stores.CountsNoAttempts: "test_attempts_and_the_last_error_are_kept",
     stores.RetriesAtTheEnd: "test_a_retried_record_comes_in_its_old_place",
+    stores.GoesOnCountingAfterARetry: "test_the_attempts_of_a_retried_record_start_again",
     stores.RetriesTheWholeKey: "test_of_two_parked_records_of_a_key_the_first_can_be_retried_alone",
     stores.LetsARetryOvertake: "test_of_two_parked_records_of_a_key_the_second_waits_for_the_first",
     stores.DiscardsWhatIsPending: "test_a_rescheduled_record_can_be_discarded_and_a_pending_one_cannot",
