@@ -19,7 +19,7 @@ from cqrs_decor.container import Container, DeclaredProviders, FixedValues, Laye
 from cqrs_decor.context import MessageContext, Origin
 from cqrs_decor.dependencies import AppValues, GraphBuilder
 from cqrs_decor.discovery import OBSERVERS, import_handlers, load_all
-from cqrs_decor.dispatch import HandlerGraphs, compile_call
+from cqrs_decor.dispatch import compile_call
 from cqrs_decor.errors import (
     AppNotStartedError,
     AppStoppedError,
@@ -531,7 +531,7 @@ class _Running:
         if not isinstance(middleware, type):
             return middleware
         where = source_place(middleware)
-        parameters, _ = read_signature(getattr(middleware, "__init__"), where, skip_self=True)
+        parameters, _ = read_signature(middleware.__init__, where, skip_self=True)
         graph = self.parts.graphs.draw(parameters, where, app_scope=True)
         if graph.faults:
             raise StartupError(f"{where} cannot be made.", graph.faults)
@@ -561,7 +561,7 @@ class _Running:
             joined=joined,
             order=order,
             source=compiled.source,
-            bare=spec.target if _is_bare(spec, drawn) and order == (self._transaction.name,) else None,
+            bare=compiled.bare if order == (self._transaction.name,) and not handling.uses_resources else None,
             conclude=self._transaction.conclude,
             abandon=self._transaction.abandon,
         )
@@ -648,8 +648,3 @@ class _Running:
     async def close(self) -> None:
         with anyio.CancelScope(shield=True):
             await self._stack.aclose()
-
-
-def _is_bare(spec: HandlerSpec, drawn: HandlerGraphs) -> bool:
-    """An `async def` function that asks for nothing but its command: it can be called as it is."""
-    return spec.kind == "command" and spec.style == "async" and spec.constructor is None and not drawn.call.arguments

@@ -1,13 +1,13 @@
 """`send`, `ask` and `publish`: where a dispatch begins, or joins the one around it."""
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from threading import get_ident
 from typing import Any, TypeVar
 
 from cqrs_decor._text import qualified_name
-from cqrs_decor.context import MessageContext, Origin, current_context
+from cqrs_decor.context import ENDED, MessageContext, Origin, current_context
 from cqrs_decor.dispatch import Next
 from cqrs_decor.errors import (
     AppNotStartedError,
@@ -25,6 +25,10 @@ from cqrs_decor.store import Store
 from cqrs_decor.unit_of_work import UnitOfWork, nothing_to_begin
 
 R = TypeVar("R")
+
+_context_here = current_context.get
+_enter_context = current_context.set
+_leave_context = current_context.reset
 
 Plans = Mapping[type[Any], Plan]
 
@@ -62,7 +66,7 @@ class Bus:
         self._store, self._events, self._block = store, events, block
         self._loop = asyncio.get_running_loop()
         self._loop_runs = self._loop.is_running
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
 
     def _close_bus(self) -> None:
         self._commands, self._queries = {}, {}
@@ -88,19 +92,25 @@ class Bus:
             CommitOutcomeUnknownError: The connection broke during the commit.
             Exception: Whatever the handler raised; the transaction was rolled back.
         """
-        plan = self._commands.get(command.__class__)
-        if plan is None or threading.get_ident() != self._thread or not self._loop_runs():
-            raise self._refusal(command, "command", "send")
-        if session is not None or current_context.get() is not None:
+        try:
+            plan = self._commands[type(command)]
+        except KeyError:
+            raise self._refusal(command, "command", "send") from None
+        if get_ident() != self._thread or not self._loop_runs():
+            raise WrongLoopError("send()")
+        if session is not None or _context_here() is not None:
             return await self._send_within(plan, command, session)  # type: ignore[no-any-return]
         # The commonest dispatch, written out: each call less counts here. See tests/benchmarks.
         context = MessageContext()
-        context.message, context.origin, context.state = command, plan.origin, None
-        token = current_context.set(context)
+        context.message = command
+        context.origin = plan.origin
+        context.state = None
+        token = _enter_context(context)
         try:
-            if plan.bare is None:
+            bare = plan.bare
+            if bare is None:
                 return await plan.own(command, context)  # type: ignore[no-any-return]
-            result = await plan.bare(command)
+            result = await bare(command)
             if context.state is not None:
                 await plan.conclude(context)
             return result  # type: ignore[no-any-return]
@@ -109,8 +119,11 @@ class Bus:
                 await plan.abandon(context)
             raise
         finally:
-            context.close()
-            current_context.reset(token)
+            if context.state is None:
+                context.state = ENDED
+            else:
+                context.state.closed = True
+            _leave_context(token)
 
     async def ask(self, query: Returns[R]) -> R:
         """Ask a query and return the answer; its transaction is read-only and rolled back.
@@ -122,7 +135,7 @@ class Bus:
             AppNotStartedError, AppStoppedError, WrongLoopError: The app does not run here.
         """
         plan = self._queries.get(query.__class__)
-        if plan is None or threading.get_ident() != self._thread or not self._loop_runs():
+        if plan is None or get_ident() != self._thread or not self._loop_runs():
             raise self._refusal(query, "query", "ask")
         return await _run(plan, query, self._open_dispatch(plan.origin))  # type: ignore[no-any-return]
 

@@ -3,7 +3,7 @@
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -48,10 +48,11 @@ class HandlerOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """Something that a handler, a factory or a constructor asks for."""
+    """Something that a handler, a factory or a constructor asks for; `place` counts from 0, a message left out."""
 
     name: str
     annotation: Any
+    place: int
     default: Any = REQUIRED
     keyword_only: bool = False
 
@@ -105,7 +106,7 @@ def read_handler(kind: HandlerKind, target: Any, options: HandlerOptions, where:
         target=target,
         where=where,
         message_types=message_types,
-        parameters=parameters[1:],
+        parameters=tuple(replace(parameter, place=parameter.place - 1) for parameter in parameters[1:]),
         constructor=read_signature(target.__init__, where, skip_self=True)[0] if inspect.isclass(target) else None,
         style=call_style(function),
         offers_events=inspect.isclass(target) and hasattr(target, "events"),
@@ -139,6 +140,7 @@ def read_signature(
             Parameter(
                 name=parameter.name,
                 annotation=hints.get(parameter.name, REQUIRED),
+                place=len(read),
                 default=parameter.default,
                 keyword_only=parameter.kind is parameter.KEYWORD_ONLY,
             )

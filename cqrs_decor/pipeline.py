@@ -57,8 +57,8 @@ class Plan:
     Attributes:
         own: The chain that begins and ends a transaction.
         joined: The chain that takes part in another dispatch's.
-        bare: The handler itself, where nothing stands around it unless it emits; then its caller must, if the context
-            was used, `conclude` or `abandon` it, as the chain would.
+        bare: The call without its chain, where the chain would only conclude what the handler emits: whoever calls this
+            must, if the context was used, `conclude` or `abandon` it, as the chain would.
         order: The stages of `own`, outermost first.
         source: The compiled call.
     """
