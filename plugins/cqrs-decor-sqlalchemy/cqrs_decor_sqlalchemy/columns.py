@@ -1,0 +1,132 @@
+"""Column types and the database's clock, each in the words of its database."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, DateTime, Dialect, Float, Integer, LargeBinary, String, Text, bindparam
+from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+NAME_LENGTH = 255
+"""Characters of a topic, key, source, type, message id or consumer; three fit into an InnoDB index of 3,072 bytes."""
+
+_BYTES_PER_CHARACTER = 4
+
+
+class _ByteText(TypeDecorator[str]):
+    """Text kept as its UTF-8 bytes: MySQL and MariaDB take `Key`, `key` and `key ` for the same otherwise."""
+
+    impl = mysql.VARBINARY
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length * _BYTES_PER_CHARACTER)
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:
+        return None if value is None else value.encode()
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else bytes(value).decode()
+
+
+class _NaiveUtc(TypeDecorator[datetime]):
+    """Databases without time zones keep UTC; Python always sees it with its zone."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class _NaiveUtcMicroseconds(_NaiveUtc):
+    impl = mysql.DATETIME
+    cache_ok = True
+
+
+def name_type(length: int = NAME_LENGTH) -> TypeEngine[str]:
+    """Short text that is compared byte by byte on every database."""
+    return (
+        String(length)
+        .with_variant(String(length, collation="C"), "postgresql")
+        .with_variant(_ByteText(length), "mysql", "mariadb")
+    )
+
+
+def long_text_type() -> TypeEngine[str]:
+    return Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+
+
+def body_type() -> TypeEngine[bytes]:
+    return LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+
+
+def time_type() -> TypeEngine[datetime]:
+    return (
+        DateTime(timezone=True)
+        .with_variant(_NaiveUtcMicroseconds(fsp=6), "mysql", "mariadb")
+        .with_variant(_NaiveUtc(), "sqlite")
+    )
+
+
+def id_type() -> TypeEngine[int]:
+    """64 bits; on SQLite the type that makes a primary key the row's own number."""
+    return BigInteger().with_variant(Integer(), "sqlite")
+
+
+class DatabaseNow(FunctionElement[datetime]):
+    """The time by the database's clock, in UTC, not that of the transaction's start."""
+
+    type = time_type()
+    inherit_cache = True
+
+
+class DatabaseLater(FunctionElement[datetime]):
+    """So many seconds after `DatabaseNow`."""
+
+    type = time_type()
+    inherit_cache = True
+
+    def __init__(self, parameter: str) -> None:
+        super().__init__(bindparam(parameter, type_=Float()))
+
+
+@compiles(DatabaseNow)
+def _now(element: DatabaseNow, compiler: SQLCompiler, **kw: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(DatabaseNow, "mysql", "mariadb")
+def _now_mysql(element: DatabaseNow, compiler: SQLCompiler, **kw: Any) -> str:
+    return "UTC_TIMESTAMP(6)"
+
+
+@compiles(DatabaseNow, "sqlite")
+def _now_sqlite(element: DatabaseNow, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"strftime({_SQLITE_FORMAT}, 'now')"
+
+
+@compiles(DatabaseLater)
+def _later(element: DatabaseLater, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)})"
+
+
+@compiles(DatabaseLater, "mysql", "mariadb")
+def _later_mysql(element: DatabaseLater, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"UTC_TIMESTAMP(6) + INTERVAL {compiler.process(element.clauses, **kw)} SECOND"
+
+
+@compiles(DatabaseLater, "sqlite")
+def _later_sqlite(element: DatabaseLater, compiler: SQLCompiler, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f"strftime({_SQLITE_FORMAT}, 'now', {seconds} || ' seconds')"
+
+
+# As SQLAlchemy writes a time on SQLite: with six digits, so that the texts compare as the times do.
+_SQLITE_FORMAT = "'%Y-%m-%d %H:%M:%f000'"

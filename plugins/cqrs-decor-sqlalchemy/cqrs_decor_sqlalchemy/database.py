@@ -1,0 +1,133 @@
+"""The store's own short transactions: claim, settle, park and what operators do."""
+
+import logging
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from cqrs_decor_sqlalchemy.dialects import READING
+from cqrs_decor_sqlalchemy.errors import is_transient, translated
+from cqrs_decor_sqlalchemy.settings import StoreSettings
+from cqrs_decor_sqlalchemy.tables import Tables
+from cqrs_decor_sqlalchemy.urls import shown
+
+T = TypeVar("T")
+Work = Callable[[AsyncConnection], Awaitable[T]]
+
+_logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 8
+
+
+class Database:
+    """An engine, the tables in it, and transactions of the store's own. Used concurrently.
+
+    Attributes:
+        name: How texts call it: a URL without secrets.
+    """
+
+    def __init__(self, engine: AsyncEngine, tables: Tables, settings: StoreSettings) -> None:
+        self.engine = engine
+        self.tables = tables
+        self.settings = settings
+        self.name = shown(engine.url)
+        self._reading = engine.execution_options(**{READING: True})
+
+    @property
+    def dialect(self) -> str:
+        """postgresql, mysql (MariaDB too) or sqlite."""
+        return {"mariadb": "mysql"}.get(self.engine.dialect.name, self.engine.dialect.name)
+
+    async def read(self, work: Work[T]) -> T:
+        """Run `work` in a transaction that does not write.
+
+        Raises:
+            StoreUnavailableError, StoreAccessError, SchemaMissingError: By what the driver says.
+        """
+        try:
+            with anyio.fail_after(self.settings.timeout.total_seconds()):
+                async with self._reading.connect() as connection:
+                    return await work(connection)
+        except (SQLAlchemyError, OSError) as error:
+            raise self.translated(error) from error
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` in a transaction and commit it; again when the database chose it to give way to another.
+
+        Raises:
+            StoreUnavailableError, StoreAccessError, SchemaMissingError: By what the driver says. A commit that was
+                under way may have happened.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with anyio.fail_after(self.settings.timeout.total_seconds()):
+                    async with self._transaction() as connection:
+                        return await work(connection)
+            except (SQLAlchemyError, OSError) as error:
+                if attempt == _ATTEMPTS or not is_transient(error):
+                    raise self.translated(error) from error
+                _logger.debug(
+                    "gave way to another transaction", extra={"action": "transaction_again", "attempt": attempt}
+                )
+            await anyio.sleep(random.uniform(0, 0.01 * attempt))
+        raise AssertionError("the last attempt returns or raises")
+
+    def translated(self, error: Exception) -> Exception:
+        """The library's own error for what a driver raised."""
+        tables = self.tables
+        return translated(error, self.name, (tables.outbox.name, tables.inbox.name, tables.lanes.name))
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncGenerator[AsyncConnection]:
+        async with self.engine.connect() as connection:
+            if self.dialect == "postgresql":
+                await _limit_idling(connection, self.settings)
+                yield connection
+                await connection.commit()
+            elif self.dialect == "mysql":
+                async with _session_settings(connection, self.settings):
+                    yield connection
+                    await connection.commit()
+            else:
+                yield connection
+                await connection.commit()
+
+
+async def _limit_idling(connection: AsyncConnection, settings: StoreSettings) -> None:
+    """A frozen process must not keep a lane's row locked. LOCAL: behind a pooler the session is not ours."""
+    limit_ms = round(settings.idle_limit.total_seconds() * 1000)
+    await connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {limit_ms}")
+
+
+@asynccontextmanager
+async def _session_settings(connection: AsyncConnection, settings: StoreSettings) -> AsyncGenerator[None]:
+    """As for PostgreSQL; and without the gap locks of REPEATABLE READ, for which emitting transactions would wait.
+
+    These are settings of the session, so they are put back; a connection on which that did not come about is dropped.
+    """
+    wanted = _mysql_settings(connection, settings)
+    saved = [f"@cqrs_decor_{name} = @@SESSION.{name}" for name in wanted]
+    changed = [f"SESSION {name} = {value}" for name, value in wanted.items()]
+    restored = [f"SESSION {name} = @cqrs_decor_{name}" for name in wanted]
+    try:
+        await connection.exec_driver_sql("SET " + ", ".join([*saved, *changed]))
+        yield
+        await connection.exec_driver_sql("SET " + ", ".join(restored))
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await connection.invalidate()
+        raise
+
+
+def _mysql_settings(connection: AsyncConnection, settings: StoreSettings) -> dict[str, str]:
+    """MySQL knows no idle limit for transactions, and calls the isolation level differently."""
+    dialect: Any = connection.dialect
+    if not dialect.is_mariadb:
+        return {"transaction_isolation": "'READ-COMMITTED'"}
+    limit_s = round(settings.idle_limit.total_seconds())
+    return {"tx_isolation": "'READ-COMMITTED'", "idle_write_transaction_timeout": str(limit_s)}
