@@ -5,8 +5,11 @@ from datetime import UTC, datetime, timedelta
 import anyio
 
 
-class ManualClock:
-    """Gives the same time until `advance` is called; sleepers wake up when their time has come on this clock."""
+class FakeClock:
+    """Gives the same time until `advance` is called; sleepers wake up when their time has come on this clock.
+
+    Used on one event loop. `advance` is plain code: who is woken runs at the next `await` of the test.
+    """
 
     def __init__(self, now: datetime = datetime(2024, 2, 29, 12, 0, 0, tzinfo=UTC)) -> None:
         self._now = now
@@ -30,6 +33,12 @@ class ManualClock:
         finally:
             self._sleepers.remove(sleeper)
 
+    @property
+    def waits(self) -> list[timedelta]:
+        """How long each sleeper still sleeps, the shortest first: what a test looks at before it lets time pass."""
+        asleep = sorted(until - self._elapsed for until, woken in self._sleepers if not woken.is_set())
+        return [timedelta(seconds=seconds) for seconds in asleep]
+
     def advance(self, delay: timedelta) -> None:
         """Let `delay` pass at once."""
         self._now += delay
@@ -37,6 +46,13 @@ class ManualClock:
         for until, woken in self._sleepers:
             if until <= self._elapsed:
                 woken.set()
+
+    def advance_to_next(self) -> None:
+        """Let pass what the first sleeper waits for; nothing if nobody sleeps."""
+        waits = self.waits
+        if waits:
+            # Rounded up: half a microsecond too little would leave the sleeper asleep.
+            self.advance(waits[0] + timedelta(microseconds=1))
 
     def step(self, delay: timedelta) -> None:
         """Set the wall clock forward, or back, without any time passing."""

@@ -9,7 +9,7 @@ from cqrs_decor.codec import Codec, JsonCodec
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.memory import MemoryBroker, MemoryStore
 from cqrs_decor.store import Store
-from cqrs_decor.testing.clock import ManualClock
+from cqrs_decor.testing.clock import FakeClock
 from cqrs_decor.testing.conformance import (
     BrokerConformance,
     CodecConformance,
@@ -29,11 +29,11 @@ class TestMemoryBroker(BrokerConformance):
 
 
 class TestMemoryOutbox(OutboxStoreConformance):
-    clock: ManualClock
+    clock: FakeClock
 
     @asynccontextmanager
     async def open_store(self) -> AsyncGenerator[Store]:
-        self.clock = ManualClock()
+        self.clock = FakeClock()
         yield MemoryStore(clock=self.clock)
 
     async def advance(self, delay: timedelta) -> None:

@@ -12,7 +12,7 @@ from cqrs_decor.codec import Codec
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.memory import MemoryBroker
 from cqrs_decor.store import Store
-from cqrs_decor.testing.clock import ManualClock
+from cqrs_decor.testing.clock import FakeClock
 from cqrs_decor.testing.conformance import (
     BrokerConformance,
     CodecConformance,
@@ -46,9 +46,9 @@ class Brokers(BrokerConformance):
 class Outboxes(OutboxStoreConformance):
     patience, time_limit = NOT_LONG, NOT_LONG * 2
 
-    def __init__(self, make: Callable[[ManualClock], Store]) -> None:
+    def __init__(self, make: Callable[[FakeClock], Store]) -> None:
         self.make = make
-        self.clock = ManualClock()
+        self.clock = FakeClock()
 
     @asynccontextmanager
     async def open_store(self) -> AsyncGenerator[Store]:
@@ -61,12 +61,12 @@ class Outboxes(OutboxStoreConformance):
 class Inboxes(InboxStoreConformance):
     patience, time_limit = NOT_LONG, NOT_LONG * 2
 
-    def __init__(self, make: Callable[[ManualClock], Store]) -> None:
+    def __init__(self, make: Callable[[FakeClock], Store]) -> None:
         self.make = make
 
     @asynccontextmanager
     async def open_store(self) -> AsyncGenerator[Store]:
-        yield self.make(ManualClock())
+        yield self.make(FakeClock())
 
 
 class Codecs(CodecConformance):
@@ -180,7 +180,7 @@ FAULTY_OUTBOXES: dict[type[Any], str] = {
 def test_a_faulty_outbox_is_caught(faulty: type[Any], test: str) -> None:
     """Each of these loses, repeats or reorders events in a way that no test of an application would notice."""
 
-    def make(clock: ManualClock) -> Store:
+    def make(clock: FakeClock) -> Store:
         if faulty is stores.DrawsIdsEarly:
             return FaultyStore(clock, outbox=stores.DrawsIdsEarlyAndPages, transaction=stores.DrawsIdsEarly)
         if faulty is stores.WritesBeforeTheCommit:
