@@ -1,4 +1,4 @@
-"""The composition root: what is declared and configured becomes an app that runs. The only place that sees everything."""
+"""The composition root: what is declared and configured becomes an app that runs. Only it sees everything."""
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -101,7 +101,7 @@ def bootstrap(
         service: Name of this service: consumer group, and source of its events.
         registry: One or several; the global one by default.
         discover: Whether to import all modules of the entry-point group `cqrs_decor.handlers`, or which.
-        run: Which loops run in this process: `"relay"`, `"worker"`, `"all"`, `"none"`. Default: all in memory, else none.
+        run: Which loops run in this process: `"relay"`, `"worker"`, `"all"`, `"none"`. Default: all in memory.
         container: A `punq.Container`, or anything with the `Container` protocol.
         middlewares: Run outside those that were recorded with `@middleware`; the first is the outermost.
         settings: Instead of what the environment says.
@@ -137,8 +137,8 @@ def bootstrap(
 class App(Bus):
     """An application: enter it (`async with app:`), then send commands, ask queries, publish events.
 
-    It can be entered again after it was left; each time its registries are read anew. Methods for messages are described
-    in `Bus`.
+    It can be entered again after it was left; each time its registries are read anew. Methods for messages are those
+    of `Bus`.
     """
 
     def __init__(self, configuration: Configuration) -> None:

@@ -42,7 +42,7 @@ class Codec(Protocol):
 
 
 class JsonCodec:
-    """JSON by pydantic for models, by orjson for dataclasses (measured: pydantic's own JSON is the faster for models)."""
+    """JSON by pydantic for models, by orjson for dataclasses (measured: pydantic's own is faster for models)."""
 
     content_type = JSON
 

@@ -25,7 +25,7 @@ class Provider:
     Attributes:
         key: What is asked for, usually a type.
         factory: Makes it.
-        lifetime: `app`: one for all; `message`: one for each handler that runs; `injection`: a new one wherever asked for.
+        lifetime: `app`: one for all; `message`: one for each handler that runs; `injection`: a new one for each use.
         where: The place of the registration.
         parameters: What the factory asks for.
         fixed: Arguments given at registration.
@@ -89,7 +89,7 @@ class PunqContainer:
 
 
 def _punq_lifetime(registration: Any) -> Lifetime:
-    """punq's transient object is one per `resolve`, which is one per handler that runs; `cache=False` is one per use."""
+    """punq's transient object is one per `resolve`, which is one per handler that runs; `cache=False` one per use."""
     if registration.scope is punq.Scope.singleton:
         return "app"
     return "message" if getattr(registration, "cache", True) else "injection"

@@ -217,7 +217,7 @@ class MessageContext:
 
     @property
     def stack(self) -> AsyncExitStack:
-        """Closes what is made for this message; set by the scope stage, which stands around every handler that needs it."""
+        """Closes what is made for this message; set by the scope stage around every handler that needs one."""
         stack = self.kept.stack
         if stack is None:
             raise AssertionError("a dependency that needs closing, outside a scope")

@@ -1,7 +1,7 @@
 """From (handler, message, context) to one awaited call.
 
-The call of each handler is written out as Python source and compiled once, as one would write it by hand: dependencies in
-order, then the handler. Nothing is looked up per message.
+The call of each handler is written out as Python source and compiled once, as one would write it by hand: dependencies
+in order, then the handler. Nothing is looked up per message.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -47,7 +47,7 @@ class Compiled:
 
     Attributes:
         call: With message and context.
-        bare: With the message alone, where the call does not use the context: the handler itself if it asks for nothing.
+        bare: With the message alone, where it does not use the context; the handler itself if it asks for nothing.
         source: For the curious (`cqrs-decor handlers --source`).
     """
 

@@ -86,8 +86,8 @@ class NoHandlerError(DefinitionError):
         super().__init__(
             f"No handler for {kind} {message!r} ({type_path}).{did_you_mean(message, self.known)}\n"
             f"Handlers are known for: {listed(self.known)}.",
-            fix=f"decorate one with @{decorator}, and list its module under the entry-point group 'cqrs_decor.handlers' "
-            "or name it in bootstrap()",
+            fix=f"decorate one with @{decorator}, and list its module under the entry-point group "
+            "'cqrs_decor.handlers' or name it in bootstrap()",
         )
 
 
@@ -145,10 +145,11 @@ class UnknownTopicError(DefinitionError):
 
     def __init__(self, message: str, where: str = "") -> None:
         self.message = message
+        name = message.rpartition(".")[2]
         super().__init__(
             f"Integration event {message!r} has no topic, so no broker can carry it.",
             where=where,
-            fix=f'give one where the class is defined: class {message.rsplit(".", 1)[-1]}(IntegrationEvent, topic="...")',
+            fix=f'give one where the class is defined: class {name}(IntegrationEvent, topic="...")',
         )
 
 
@@ -375,8 +376,8 @@ class EmitOutsideHandlerError(UnitOfWorkError):
         self.event = event
         super().__init__(
             f"Event {event!r} was emitted outside a handler, so it belongs to no transaction.",
-            fix="emit it inside a handler (or `async with app.unit_of_work():`), or store it in a transaction of your own "
-            "with app.outbox.add(session, event)",
+            fix="emit it inside a handler (or `async with app.unit_of_work():`), or store it in a transaction of your "
+            "own with app.outbox.add(session, event)",
         )
 
 
@@ -386,7 +387,8 @@ class EmitAfterDispatchError(UnitOfWorkError):
     def __init__(self, event: str, message: str) -> None:
         self.event, self.message = event, message
         super().__init__(
-            f"Event {event!r} was emitted by a task that outlived the handler of {message!r}; its transaction has ended.",
+            f"Event {event!r} was emitted by a task that outlived the handler of {message!r}; "
+            "its transaction has ended.",
             fix="await the task before the handler returns, or store the event in a transaction of its own with "
             "app.publish(event) or app.outbox.add(session, event)",
         )
@@ -442,7 +444,8 @@ class JoinedDispatchFailedError(UnitOfWorkError):
     def __init__(self, message: str) -> None:
         self.message = message
         super().__init__(
-            f"A joined dispatch of {message!r} failed and its error was swallowed; its half-done work was not committed.",
+            f"A joined dispatch of {message!r} failed and its error was swallowed; "
+            "its half-done work was not committed.",
             fix="let the error pass, or send it inside `async with session.begin_nested():`",
         )
 
@@ -705,7 +708,8 @@ class UnknownPluginError(ConfigurationError):
             f"pip install {package}" if package else "install the plugin that has it, or use one of the installed names"
         )
         super().__init__(
-            f"No {kind} named {name!r} is installed.{did_you_mean(name, self.installed)}\nInstalled: {listed(self.installed)}.",
+            f"No {kind} named {name!r} is installed.{did_you_mean(name, self.installed)}\n"
+            f"Installed: {listed(self.installed)}.",
             fix=fix,
         )
 

@@ -34,8 +34,7 @@ class HandlerOptions:
         retry: Try again after failures; None for the default of its kind.
         timeout: One attempt may take this long.
         concurrency: At most so many run at a time in this process.
-        isolated: A domain event handler that runs after the commit, in a transaction of its own, and cannot fail the command.
-        start: Where a new consumer group begins, for handlers of integration events.
+        isolated: A domain event handler that runs after the commit, in its own transaction, cannot fail the command.
     """
 
     name: str | None = None
@@ -320,7 +319,7 @@ def _result_faults(spec: HandlerSpec, returned: Any) -> list[CqrsDecorError]:
 
 
 def _fits(returned: Any, promised: Any) -> bool:
-    """Whether a return annotation keeps a promise, as far as that can be told without a type checker: when in doubt, yes."""
+    """Whether a return annotation keeps a promise, as far as that can be told without a type checker; in doubt, yes."""
     if promised is None:
         promised = type(None)
     if returned is None:

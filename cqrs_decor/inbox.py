@@ -1,6 +1,6 @@
 """The inbox: which consumer has had which message, and what was parked.
 
-A consumer's row, its business rows and its own outbox rows are one transaction: that is what makes an effect happen once
+A consumer's row, its business rows and its own outbox rows are one transaction: that makes an effect happen once
 although delivery is at least once (idempotent receiver, Hohpe & Woolf 2003).
 """
 
@@ -56,7 +56,7 @@ class InboxStore(Protocol):
     """Keeps inbox rows and parked messages. All raise StoreUnavailableError while the database is away."""
 
     async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> bool:
-        """Note in this transaction that the consumer has the message (by consumer, source, id); False if it had it before.
+        """Note in this transaction that the consumer has the message (consumer, source, id); False if it had it before.
 
         While another transaction that noted the same is open, this waits for its end: the copy never runs beside.
         """

@@ -13,7 +13,7 @@ LANES = 32
 
 @dataclass(frozen=True, slots=True)
 class HeldLane:
-    """A lane in the hand of a relay. The fence rises with each change of owner; a write under an older one is refused."""
+    """A lane in the hand of a relay. The fence rises with each change of owner; a write under an older is refused."""
 
     number: int
     fence: int

@@ -120,7 +120,7 @@ class Returns(Generic[R]):
 
 
 class Message(BaseModel):
-    """Base of the pydantic messages: frozen, unknown fields ignored, `topic`, `key`, `name`, `version` by class argument."""
+    """Base of pydantic messages: frozen, unknown fields ignored; `topic`, `key`, `name`, `version` by class argument."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=False)
 
@@ -202,7 +202,7 @@ class NotificationEvent(IntegrationEvent):
 
 
 class ECSTEvent(IntegrationEvent):
-    """Event-carried state transfer: carries the whole new state of `key`, so that a compacted topic may keep the newest only."""
+    """Event-carried state transfer: the whole new state of `key`, so that a compacted topic keeps the newest only."""
 
     __cqrs_compacted__ = True
 
@@ -215,7 +215,7 @@ def message(
     version: int = 1,
     compacted: bool = False,
 ) -> Callable[[C], C]:
-    """Make a message of a dataclass. With a `topic` it is an integration event; without, its handler says what it is."""
+    """Make a message of a dataclass. With a `topic` it is an integration event; else its handler says what it is."""
 
     def declare(cls: C) -> C:
         if not _is_dataclass(cls):

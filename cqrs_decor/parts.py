@@ -1,4 +1,4 @@
-"""From what the configuration says to a store and a broker: a URL, an object of a plugin's, or an engine of the user's."""
+"""From what the configuration says to a store and a broker: a URL, an object of a plugin's, an engine of the user's."""
 
 from typing import Any, Protocol, cast
 
@@ -71,7 +71,7 @@ def open_broker(broker: Any, store: Store, find: FindEntryPoints = installed) ->
 
 
 def _scheme(what: str, url: str) -> str:
-    """`postgresql` of `postgresql+asyncpg://...`; the URL's text may hold a password, so errors show its scheme only."""
+    """`postgresql` of `postgresql+asyncpg://...`; a URL may hold a password, so that errors show none of it."""
     scheme, separator, _ = url.partition("://")
     if not separator or not scheme:
         raise BadUrlError(what, "(not shown)", "it does not begin with a scheme and ://", _EXAMPLES[what])

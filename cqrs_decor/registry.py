@@ -58,8 +58,8 @@ class Snapshot:
 class Registry:
     """Records handlers, providers and middlewares, by decorators or by hand (`bind`).
 
-    The module-level decorators write to one global registry; make your own where one process holds several applications,
-    as routers are made elsewhere: `sales = Registry("sales")`, then `@sales.command_handler`.
+    The module-level decorators write to one global registry; make your own where one process holds several
+    applications, as routers are made elsewhere: `sales = Registry("sales")`, then `@sales.command_handler`.
     """
 
     def __init__(self, name: str) -> None:
@@ -152,7 +152,7 @@ class Registry:
     @overload
     def provider(self, /, *, scope: Scope = "message") -> Callable[[F], F]: ...
     def provider(self, target: Any = None, /, *, scope: Scope = "message") -> Any:
-        """Record a function that provides the type it returns: plain, async, or a generator that cleans up after `yield`.
+        """Record a function that provides the type it returns: plain, async, or a generator that cleans up at its end.
 
         Args:
             scope: `"message"`, made for each message and closed when its handler has ended, also on error and
@@ -167,7 +167,7 @@ class Registry:
         return record if target is None else record(target)
 
     def middleware(self, target: F, /) -> F:
-        """Record a middleware: `async def (message, call_next)`, or a class with such a `__call__`, made once at start-up.
+        """Record a middleware: `async def (message, call_next)`, or a class with such a `__call__`, made at start-up.
 
         Middlewares run in the order in which they were recorded, the first outermost.
         """
@@ -175,7 +175,7 @@ class Registry:
         return target
 
     def on_startup(self, target: F, /) -> F:
-        """Record what runs when the app has connected and before it takes messages; may ask for app-scoped dependencies."""
+        """Record what runs once connected, before the first message; it may ask for app-scoped dependencies."""
         self._on_startup.append(target)
         return target
 
@@ -254,7 +254,7 @@ class Registry:
 
 
 def _identity(record: HandlerRecord) -> tuple[str, ...]:
-    """A module that is imported again replaces its handlers; the same function bound to another message is another one."""
+    """A module that is imported again replaces its handlers; a function bound to another message is another handler."""
     return (record.kind, record.where, *(type_name(message) for message in record.options.messages))
 
 

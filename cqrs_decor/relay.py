@@ -149,7 +149,7 @@ class Relay:
             await self._clock.sleep(self._lease.total_seconds() / 4)
 
     async def _renew_and_acquire(self) -> None:
-        """Extend what is held, take what is free. The deadline counts from before the call: a slow reply shortens it."""
+        """Extend what is held; take what is free; the deadline counts from before the call: a late reply cuts it."""
         began = self._clock.elapsed()
         before = set(self._lanes)
         held = await self._outbox.renew(self.owner, list(self._lanes.values()), self._lease) if before else ()

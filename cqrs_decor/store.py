@@ -14,7 +14,7 @@ from cqrs_decor.unit_of_work import Transaction
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCard:
-    """What a store promises, declared once on its class; docs, `doctor` and the conformance tests read the same card."""
+    """What a store promises, declared once on its class; docs, `doctor` and conformance tests read the same card."""
 
     durable: bool
     shared: bool
@@ -30,7 +30,7 @@ class SchemaAdmin(Protocol):
         ...
 
     async def upgrade(self) -> Sequence[str]:
-        """Create or change what is missing; returns the statements that were run. Safe to run twice and side by side."""
+        """Create or change what is missing; returns what was run. Safe to run twice and side by side."""
         ...
 
     async def check(self) -> Sequence[Finding]:
@@ -43,7 +43,7 @@ class Store(Protocol):
 
     card: ClassVar[StoreCard]
     resources: Mapping[type[Any], bool]
-    """Types that handlers may ask for -> whether plain `def` code may use them (`{AsyncSession: False, Session: True}`)."""
+    """What handlers may ask for -> whether plain `def` code may use it (`{AsyncSession: False, Session: True}`)."""
     name: str
     """How texts call it: a URL without secrets."""
     outbox: OutboxStore

@@ -12,8 +12,8 @@ _RESTART_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 
 
 class Supervised:
-    """One loop in a task of its own. A task rather than a task group: an app may be entered and left by different tasks,
-    as test fixtures and servers do.
+    """One loop in a task of its own. A task rather than a task group: an app may be entered and left by different
+    tasks, as test fixtures and servers do.
     """
 
     def __init__(self, name: str, run: Callable[[], Awaitable[None]], clock: Clock) -> None:

@@ -37,7 +37,7 @@ class Transaction(Protocol):
         ...
 
     async def run_sync(self, function: Callable[[], T]) -> T:
-        """Run plain code that uses the transaction's synchronous resources, without blocking the loop on the database."""
+        """Run plain code that uses the transaction's synchronous resources; its waits do not block the loop."""
         ...
 
     async def commit(self) -> None:

@@ -249,7 +249,7 @@ class Worker:
             await self._acknowledge(subscription)
 
     async def _acknowledge(self, subscription: Subscription) -> None:
-        """Acknowledge what is done with everything before it done; repeated until the broker has it, or it was revoked."""
+        """Acknowledge what is done with everything before it done; repeated until the broker has it."""
         finished = [
             delivery
             for partition, progress in self._progress.items()

@@ -10,7 +10,7 @@ from cqrs_decor.pipeline import Handling
 
 
 class ConcurrencyStage:
-    """Not applied to a joined dispatch: waiting for a place while holding the outer transaction could wait for itself."""
+    """Not for a joined dispatch: waiting for a place while holding the outer transaction could wait for itself."""
 
     name = "concurrency"
 

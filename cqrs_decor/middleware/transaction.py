@@ -54,7 +54,7 @@ class TransactionStage:
         return run
 
     def _on_demand(self, call_next: Next) -> Next:
-        """No session is asked for: there is a transaction only if the handler emits, or sends something that needs one."""
+        """No session is asked for: there is a transaction only if the handler emits, or sends what needs one."""
 
         async def run(message: Any, context: MessageContext) -> Any:
             try:
