@@ -357,8 +357,14 @@ class Worker:
                 return True
 
     async def _wait_unless_stopped(self, delay: timedelta) -> None:
-        with anyio.move_on_after(delay.total_seconds()):
-            await self._stop_requested.wait()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._cancel_at_stop, tasks.cancel_scope)
+            await self._clock.sleep(delay.total_seconds())
+            tasks.cancel_scope.cancel()
+
+    async def _cancel_at_stop(self, scope: anyio.CancelScope) -> None:
+        await self._stop_requested.wait()
+        scope.cancel()
 
     async def _attempt(
         self, plan: Plan, envelope: Envelope, message: Any, attempt: int, parked: ParkedMessage | None
