@@ -15,6 +15,11 @@ def listed(names: Iterable[str], *, empty: str = "none", limit: int = 12) -> str
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 problem`, `2 problems`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def near_misses(name: str, known: Iterable[str]) -> list[str]:
     """The known names that look most like a misspelling of `name`, best first."""
     return difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 import anyio
 
+from cqrs_decor._text import counted
 from cqrs_decor.broker import Broker
 from cqrs_decor.bus import Bus
 from cqrs_decor.checks import Examined, examine, service_fault
@@ -161,6 +162,11 @@ class App(Bus):
         return self._configuration.settings
 
     @property
+    def configuration(self) -> Configuration:
+        """What it was told; URLs in it hold their secrets."""
+        return self._configuration
+
+    @property
     def service(self) -> str:
         return self._configuration.service or "app"
 
@@ -203,6 +209,18 @@ class App(Bus):
         """Import, load and examine everything, start nothing; what is wrong is in its `faults`."""
         return _assemble(self._configuration, overrides or {}, self)
 
+    def stages(self, parts: "Parts") -> Sequence[tuple[HandlerSpec, tuple[str, ...]]]:
+        """Each handler with the names of the stages around it, outermost first. Makes and connects nothing."""
+        return _Running(parts, self._configuration).stages()
+
+    async def compiled(self) -> Sequence[Plan]:
+        """Compile every handler and connect to nothing. App-scoped dependencies are made for it and closed again.
+
+        Raises:
+            StartupError: Everything that is wrong with what was declared and configured.
+        """
+        return await _Running(self._sound_parts(), self._configuration).compiled()
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -212,11 +230,12 @@ class App(Bus):
     ) -> None:
         await self.stop()
 
-    async def start(self, overrides: Mapping[Any, Any] | None = None) -> None:
+    async def start(self, overrides: Mapping[Any, Any] | None = None, *, run: Run | None = None) -> None:
         """Build and connect.
 
         Args:
             overrides: Ready-made dependencies by type, for tests.
+            run: Which loops run in this process, whatever `bootstrap(run=...)` says.
 
         Raises:
             StartupError: Everything that is wrong with what was declared and configured.
@@ -224,14 +243,17 @@ class App(Bus):
         """
         if self._running is not None:
             raise AppStartedTwiceError
-        parts = self.parts(overrides=overrides)
-        if parts.faults:
-            raise StartupError(f"The app cannot start: {len(parts.faults)} problems.", parts.faults)
+        parts = self._sound_parts(overrides)
         running = _Running(parts, self._configuration)
         await running.start(self)
         self._running = running
         self._open_bus(running.commands, running.queries, parts.store, running.events, running.block)
-        await running.start_loops()
+        try:
+            await running.start_loops(run)
+        except BaseException:
+            self._running = None
+            self._close_bus()
+            raise
 
     async def stop(self) -> None:
         """Finish what is in flight, within the drain limit; then close everything."""
@@ -283,6 +305,12 @@ class App(Bus):
     async def run_loops(self, run: Run) -> None:
         """Start loops that `run=` did not name; for the command line."""
         await self._run_of("run_loops()").start_loops(run)
+
+    def _sound_parts(self, overrides: Mapping[Any, Any] | None = None) -> "Parts":
+        parts = self.parts(overrides=overrides)
+        if parts.faults:
+            raise StartupError(f"The app cannot start: {counted(len(parts.faults), 'problem')}.", parts.faults)
+        return parts
 
     def _run_of(self, action: str) -> "_Running":
         if self._running is None:
@@ -351,7 +379,7 @@ def _assemble(configuration: Configuration, overrides: Mapping[Any, Any], app: A
     found = _part(faults, lambda: _container(configuration, snapshot, overrides, app)) or FixedValues({})
     graphs = GraphBuilder(found, store.resources)
     examined = examine(snapshot.handlers, graphs, store.resources)
-    observers = Observers((*configuration.observers, *(made() for made in load_all(OBSERVERS).values())))
+    observers = _part(faults, lambda: _observers(configuration)) or Observers()
     return Parts(
         snapshot=snapshot,
         store=store,
@@ -371,6 +399,10 @@ def _part(faults: list[CqrsDecorError], make: Callable[[], Any]) -> Any:
     except ExceptionGroup as group:
         faults.extend(error for error in group.exceptions if isinstance(error, CqrsDecorError))
     return None
+
+
+def _observers(configuration: Configuration) -> Observers:
+    return Observers((*configuration.observers, *(made() for made in load_all(OBSERVERS).values())))
 
 
 def _keeps_positions(configuration: Configuration, broker: Broker) -> bool:
@@ -506,9 +538,19 @@ class _Running:
 
     # --- compile -------------------------------------------------------------------------------------------------
 
+    def stages(self) -> Sequence[tuple[HandlerSpec, tuple[str, ...]]]:
+        stages = self._stages(self._middlewares())
+        specs = self.parts.examined.specs()
+        return [(spec, compose(stages, self._handling(spec), _nothing)[1]) for spec in specs]
+
+    async def compiled(self) -> Sequence[Plan]:
+        async with self._stack:
+            await self._compile(AppValues(self._stack))
+        return self.plans
+
     async def _compile(self, values: AppValues) -> None:
         examined = self.parts.examined
-        stages = await self._stages(values)
+        stages = self._stages([await self._middleware(each, values) for each in self._middlewares()])
         for spec in examined.specs():
             drawn = examined.graphs_of(spec)
             await values.prepare(drawn.constructor)
@@ -528,7 +570,7 @@ class _Running:
             }
         )
 
-    async def _stages(self, values: AppValues) -> tuple[Stage, ...]:
+    def _stages(self, middlewares: Sequence[Any]) -> tuple[Stage, ...]:
         """The order around every handler, the outermost first. A snapshot test keeps it.
 
         Retries lie outside the transaction: every attempt has its own. The inbox row is written first in it; domain
@@ -537,7 +579,7 @@ class _Running:
         store = self.parts.store
         return (
             LoggingStage(self.parts.observers, self._configuration.clock),
-            UserMiddlewares([await self._middleware(each, values) for each in self._middlewares()]),
+            UserMiddlewares(middlewares),
             TimeoutStage(),
             ConcurrencyStage(),
             RetriesStage(store.is_transient),
@@ -563,7 +605,6 @@ class _Running:
     def _plan(self, spec: HandlerSpec, stages: Sequence[Stage], values: AppValues) -> Plan:
         drawn = self.parts.examined.graphs_of(spec)
         resources = self.parts.store.resources
-        consumed = spec in self._consumed_specs()
         compiled = compile_call(
             spec,
             drawn,
@@ -571,12 +612,10 @@ class _Running:
             sync_on_transaction=spec.style == "sync" and any(resources[kind] for kind in drawn.resources),
             limiter=self._limiter,
         )
-        handling = Handling(
-            spec=spec, consumed=consumed, uses_resources=bool(drawn.resources), cleans_up=drawn.cleans_up
-        )
+        handling = self._handling(spec)
         own, order = compose(stages, handling, compiled.call)
         joined, _ = compose(stages, replace(handling, joined=True, consumed=False), compiled.call)
-        consumer = f"{self._service}.{spec.name}" if consumed else None
+        consumer = f"{self._service}.{spec.name}" if handling.consumed else None
         return Plan(
             spec=spec,
             origin=self._origin(spec.kind, spec.name, consumer),
@@ -587,6 +626,15 @@ class _Running:
             bare=compiled.bare if order == (self._transaction.name,) and not handling.uses_resources else None,
             conclude=self._transaction.conclude,
             abandon=self._transaction.abandon,
+        )
+
+    def _handling(self, spec: HandlerSpec) -> Handling:
+        drawn = self.parts.examined.graphs_of(spec)
+        return Handling(
+            spec=spec,
+            consumed=spec in self._consumed_specs(),
+            uses_resources=bool(drawn.resources),
+            cleans_up=drawn.cleans_up,
         )
 
     def _consumed_specs(self) -> list[HandlerSpec]:
@@ -671,3 +719,7 @@ class _Running:
     async def close(self) -> None:
         with anyio.CancelScope(shield=True):
             await self._stack.aclose()
+
+
+async def _nothing(message: Any, context: MessageContext) -> None:
+    """Stands where the handler would be called."""

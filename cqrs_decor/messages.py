@@ -120,7 +120,7 @@ class Returns(Generic[R]):
 
 
 class Message(BaseModel):
-    """Base of pydantic messages: frozen, unknown fields ignored; `topic`, `key`, `name`, `version` by class argument."""
+    """Base of pydantic messages: frozen, extra fields ignored; `topic`, `key`, `name`, `version` by class argument."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=False)
 
