@@ -148,6 +148,11 @@ class App(Bus):
         self._running: _Running | None = None
 
     @property
+    def configuration(self) -> Configuration:
+        """What it was told; `configured` and `running_as` change it."""
+        return self._configuration
+
+    @property
     def container(self) -> Any:
         """The container that was given, or an own `punq.Container` to register in before the app is entered."""
         return self._configuration.container

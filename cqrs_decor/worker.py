@@ -141,6 +141,7 @@ class Worker:
         self._finished = Signal()
         self._stopping = False
         self._stop_requested = anyio.Event()
+        self._receiving = anyio.CancelScope()
         self._subscription: Subscription | None = None
         self._broker_outage = Outage("the broker", _logger, clock, observers)
         self._store_outage = Outage("the inbox", _logger, clock, observers)
@@ -165,6 +166,7 @@ class Worker:
         """Receive nothing more; `run` ends when what is in flight is done and acknowledged."""
         self._stopping = True
         self._stop_requested.set()
+        self._receiving.cancel()  # what it may have had in hand was not acknowledged, so it comes again
         self._finished.set()
         self._room.set()
 
@@ -205,8 +207,10 @@ class Worker:
             if room <= 0:
                 await self._room.wait(_RECEIVE_WAIT.total_seconds())
                 continue
+            deliveries: Sequence[Delivery] = ()
             try:
-                deliveries = await subscription.receive(room, _RECEIVE_WAIT)
+                with anyio.CancelScope() as self._receiving:
+                    deliveries = await subscription.receive(room, _RECEIVE_WAIT)
             except BrokerUnavailableError as error:
                 await self._broker_outage.wait(error)
                 continue
