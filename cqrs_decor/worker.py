@@ -141,7 +141,7 @@ class Worker:
         self._finished = Signal()
         self._stopping = False
         self._stop_requested = anyio.Event()
-        self._receiving = anyio.CancelScope()
+        self._receiving: anyio.CancelScope | None = None
         self._subscription: Subscription | None = None
         self._broker_outage = Outage("the broker", _logger, clock, observers)
         self._store_outage = Outage("the inbox", _logger, clock, observers)
@@ -166,7 +166,8 @@ class Worker:
         """Receive nothing more; `run` ends when what is in flight is done and acknowledged."""
         self._stopping = True
         self._stop_requested.set()
-        self._receiving.cancel()  # what it may have had in hand was not acknowledged, so it comes again
+        if self._receiving is not None:
+            self._receiving.cancel()  # what it may have had in hand was not acknowledged, so it comes again
         self._finished.set()
         self._room.set()
 
