@@ -305,29 +305,26 @@ async def discard_producer(producer: ProducerClient, *, within_s: float) -> None
 
 async def discard_consumer(consumer: ConsumerClient, *, within_s: float) -> None:
     """Leave the group and drop the connections, forcibly when the group or the broker keeps us waiting."""
-    raw = cast(Any, consumer)
     stopping = asyncio.ensure_future(consumer.stop())
-    done, _ = await asyncio.wait([stopping], timeout=within_s)
-    if done:
-        stopping.exception()
-        return
-    await _tear_down(raw, stopping)
+    await asyncio.wait([stopping], timeout=within_s)
+    if not stopping.done() or stopping.cancelled() or stopping.exception() is not None:
+        await _tear_down(cast(Any, consumer), stopping)
 
 
 async def _tear_down(consumer: Any, stopping: "asyncio.Future[None]") -> None:
-    stopping.cancel()
+    """Also when stopping has ended, but badly: a fetch that waits to be repeated cancels aiokafka's own `stop`."""
     coordinator, fetcher, client = consumer._coordinator, consumer._fetcher, consumer._client
-    tasks: list[asyncio.Task[None] | None] = [
-        coordinator._coordination_task,
-        coordinator._heartbeat_task,
-        coordinator._commit_refresh_task,
-    ]
-    tasks += [fetcher._fetch_task, *fetcher._pending_tasks]
+    tasks: list[asyncio.Future[None]] = [stopping]
+    if coordinator is not None:
+        tasks += filter(None, [coordinator._coordination_task, coordinator._heartbeat_task])
+        tasks += filter(None, [coordinator._commit_refresh_task])
+    if fetcher is not None:
+        tasks += [fetcher._fetch_task, *fetcher._pending_tasks]
     for task in tasks:
-        if task is not None:
-            task.cancel()
-    await asyncio.wait([stopping, *(task for task in tasks if task is not None)], timeout=1)
-    await _bounded(_leave_on_a_new_connection(coordinator, client), within_s=1)
+        task.cancel()
+    await asyncio.wait(tasks, timeout=1)
+    if coordinator is not None:
+        await _bounded(_leave_on_a_new_connection(coordinator, client), within_s=1)
     await _bounded(client.close(), within_s=1)
 
 

@@ -93,7 +93,7 @@ def connecting_failed(broker: str, error: BaseException, *, uses_tls: bool) -> B
     """For a connection that could not be opened: what it says about the address, the credentials and the protocol."""
     if isinstance(error.__cause__, ssl.SSLError):  # with TLS 1.3 a refused certificate is told after the handshake
         error = error.__cause__
-    if isinstance(error, _REFUSED | ssl.SSLCertVerificationError):
+    if isinstance(error, (*_REFUSED, ssl.SSLCertVerificationError)):
         return BrokerAccessError(broker, reason_of(error))
     if isinstance(error, _TOO_OLD):
         return BrokerVersionError(broker, reason_of(error))
@@ -113,7 +113,7 @@ def connecting_failed(broker: str, error: BaseException, *, uses_tls: bool) -> B
 def reason_of(error: BaseException) -> str:
     """One line that says more than a number."""
     description = getattr(error, "description", "") if isinstance(error, kafka_errors.BrokerResponseError) else ""
-    said = " ".join(str(argument) for argument in error.args if argument)
+    said = " ".join(argument for argument in error.args if isinstance(argument, str))
     text = said or description or type(error).__name__
     return " ".join(text.split()).rstrip(".")
 
