@@ -6,12 +6,15 @@ import socket
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, MetaData, inspect
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, Row, inspect
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.schema import CreateTable
 
 from cqrs_decor.broker import Capabilities, Revoked, Start, TopicPlan
 from cqrs_decor.clock import Clock, SystemClock
@@ -19,13 +22,18 @@ from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import BrokerError, RecordRejectedError, RecordTooLargeError, SchemaMissingError
 from cqrs_decor.findings import Finding
 from cqrs_decor.lanes import lane_of
-from cqrs_decor_sqlalchemy.log_database import Log, LogDatabase, open_engine
+from cqrs_decor_sqlalchemy.database import Database
+from cqrs_decor_sqlalchemy.dialects import prepare_sqlite_engine
+from cqrs_decor_sqlalchemy.log_database import Log, LogDatabase
 from cqrs_decor_sqlalchemy.log_member import LogMember, Membership
 from cqrs_decor_sqlalchemy.log_queries import LogQueries
 from cqrs_decor_sqlalchemy.log_settings import LogSettings
 from cqrs_decor_sqlalchemy.log_signals import LogSignals, signals_of
 from cqrs_decor_sqlalchemy.log_subscription import LogSubscription
-from cqrs_decor_sqlalchemy.log_tables import KEY_LENGTH, LOG_LANES, NAME_LENGTH, LogTables, define_log_tables
+from cqrs_decor_sqlalchemy.log_tables import KEY_LENGTH, LOG_LANES, NAME_LENGTH
+from cqrs_decor_sqlalchemy.settings import StoreSettings
+from cqrs_decor_sqlalchemy.tables import Tables
+from cqrs_decor_sqlalchemy.urls import is_memory, read_url
 
 
 class LogTableBroker:
@@ -41,44 +49,58 @@ class LogTableBroker:
         replayable=True,
         shared=True,
         creates_topics=True,
-        crash_may_lose="nothing",
+        crash_may_lose="nothing that was committed; on SQLite with synchronous=NORMAL a power cut may take the last",
         crash_may_repeat="what was delivered and not yet acknowledged; a batch whose commit was cut off",
         crash_may_reorder="nothing",
     )
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        database: Database,
         *,
-        tables: LogTables | None = None,
         settings: LogSettings | None = None,
         clock: Clock | None = None,
-        owns_engine: bool = False,
+        owns_database: bool = False,
     ) -> None:
-        self.name = engine.url.render_as_string(hide_password=True)
-        self._engine = engine
-        self._owns_engine = owns_engine
-        self._tables = tables or define_log_tables(MetaData())
+        self.name = database.name
+        self._engine = database.engine
+        self._tables = database.tables.log
         self._settings = settings or LogSettings()
         self._clock = clock or SystemClock()
-        self._database = LogDatabase(engine, name=self.name, timeout=self._settings.timeout)
-        self._queries = LogQueries(self._tables, engine.dialect)
+        self._owns_database = owns_database
+        if is_memory(database.engine.url):
+            self.capabilities = _IN_MEMORY  # type: ignore[misc]  # a database in memory promises less
+        self._database = LogDatabase(database)
+        self._queries = LogQueries(self._tables, database.engine.dialect)
 
     @classmethod
     def from_url(cls, url: str, *, settings: LogSettings | None = None) -> "LogTableBroker":
-        """A broker database of its own, which several services share. Its tables are made when they are not there.
+        """A broker with a database of its own, which several services share; it makes the tables that are not there.
 
         Raises:
-            BadUrlError: The URL cannot be read.
+            BadUrlError, UnsupportedError: The URL cannot be read, or its driver cannot be used.
         """
-        return cls(open_engine(url), settings=settings, owns_engine=True)
+        return cls(_open_database(url), settings=settings, owns_database=True)
+
+    @classmethod
+    def over(cls, database: Database, *, settings: LogSettings | None = None) -> "LogTableBroker":
+        """A broker in the database of a store, on the store's engine; the store's schema has the tables."""
+        return cls(database, settings=settings)
 
     async def open(self) -> None:
-        await self._database.read(self._find_missing_tables)
-        await self._make_tables()
+        """Connect and look.
+
+        Raises:
+            SchemaMissingError: The store's database lacks the tables; a database of the broker's own gets them.
+        """
+        missing = await self._database.read(self._find_missing_tables)
+        if missing and not self._owns_database:
+            raise SchemaMissingError(self.name, missing)
+        if missing:
+            await self._make_tables()
 
     async def close(self) -> None:
-        if self._owns_engine:
+        if self._owns_database:
             await self._engine.dispose()
 
     # --- publishing ---------------------------------------------------------------------------------------------------
@@ -116,21 +138,20 @@ class LogTableBroker:
         rows: list[dict[str, Any]] = []
         ends: list[dict[str, Any]] = []
         for topic, by_lane in sorted(lanes.items()):
-            next_positions = await self._lock(connection, topic, sorted(by_lane))
-            for lane, envelopes in by_lane.items():
-                first = next_positions[lane]
-                rows.extend(_row(lane, position, envelope) for position, envelope in enumerate(envelopes, first))
-                ends.append({"topic": topic, "lane": lane, "next_position": first + len(envelopes)})
+            for locked in await self._lock(connection, topic, sorted(by_lane)):
+                drawn = list(enumerate(by_lane[locked.lane], locked.next_position))
+                rows.extend(_row(locked, position, envelope) for position, envelope in drawn)
+                ends.append({"topic": topic, "lane": locked.lane, "next_position": drawn[-1][0] + 1})
         await connection.execute(self._queries.advance_lane, ends)
         await connection.execute(self._queries.append, rows)
 
-    async def _lock(self, connection: AsyncConnection, topic: str, lanes: Sequence[int]) -> dict[int, int]:
+    async def _lock(self, connection: AsyncConnection, topic: str, lanes: Sequence[int]) -> Sequence[Row[Any]]:
         wanted = {"topic": topic, "lanes": lanes}
         found = (await connection.execute(self._queries.lock_lanes, wanted)).all()
         if len(found) < len(lanes):
             await self._add_lanes(connection, topic)
             found = (await connection.execute(self._queries.lock_lanes, wanted)).all()
-        return {row.lane: row.next_position for row in found}
+        return found
 
     async def _add_lanes(self, connection: AsyncConnection, topic: str) -> None:
         rows = [{"topic": topic, "lane": lane} for lane in range(LOG_LANES)]
@@ -189,17 +210,25 @@ class LogTableBroker:
         """Several services may start at once: who comes second finds the tables, whatever its statement said."""
         try:
             await self._database.write(self._create_missing)
-        except DBAPIError:
+        except SQLAlchemyError:
             if await self._database.read(self._find_missing_tables):
                 raise
 
     async def _create_missing(self, connection: AsyncConnection) -> None:
-        await connection.run_sync(self._tables.log.metadata.create_all, tables=self._tables.all())
+        for table in self._tables.all():
+            await connection.execute(CreateTable(table, if_not_exists=True))
 
     def _signals(self) -> LogSignals:
         url = self._engine.url
         return signals_of((url.host, url.port, url.database))
 
+
+_IN_MEMORY = replace(
+    LogTableBroker.capabilities,
+    durable=False,
+    shared=False,
+    crash_may_lose="everything: the database lives in the process",
+)
 
 _ByLane = dict[str, dict[int, list[Envelope]]]
 """Envelopes by topic and lane, in the order in which they were given."""
@@ -213,13 +242,13 @@ def _by_lane(envelopes: Iterable[Envelope]) -> _ByLane:
     return lanes
 
 
-def _row(lane: int, position: int, envelope: Envelope) -> dict[str, Any]:
+def _row(locked: Row[Any], position: int, envelope: Envelope) -> dict[str, Any]:
     attributes = envelope.attributes()
     for name in _IN_COLUMNS:
         attributes.pop(name, None)
     return {
         "topic": envelope.topic,
-        "lane": lane,
+        "lane": locked.lane,
         "position": position,
         "message_id": envelope.id,
         "source": envelope.source,
@@ -230,6 +259,7 @@ def _row(lane: int, position: int, envelope: Envelope) -> dict[str, Any]:
         "attributes": json.dumps(attributes),
         "headers": json.dumps(dict(envelope.headers)) if envelope.headers else None,
         "body": envelope.data,
+        "written_at_ms": locked.now_ms,
     }
 
 
@@ -272,6 +302,17 @@ def _is_unicode(text: str) -> bool:
 def _reader_id() -> str:
     """Says to a person which process it is, and is never given twice."""
     return f"{socket.gethostname()[:32]}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+
+
+def _open_database(url: str) -> Database:
+    """An engine of the broker's own, set up as a store's is; SQLite in memory has one connection, taken in turns."""
+    settings = StoreSettings()
+    parsed = read_url(url)
+    size, overflow = (1, 0) if is_memory(parsed) else (settings.pool_size, settings.pool_overflow)
+    engine = create_async_engine(parsed, poolclass=AsyncAdaptedQueuePool, pool_size=size, max_overflow=overflow)
+    if parsed.get_backend_name() == "sqlite":
+        prepare_sqlite_engine(engine, settings)
+    return Database(engine, Tables(), settings)
 
 
 def _tables_missing(broker: str, tables: Sequence[str]) -> Finding:

@@ -73,8 +73,9 @@ class Membership:
 class LogMember:
     """A reader's place in its group, kept by a task of its own from `join` to `leave`.
 
-    While the database is away, leases run out and nothing is delivered. When it is back, lanes that nobody took
-    meanwhile are renewed; those that somebody took are lost, and come back, if they do, under a new epoch.
+    While the database is away, leases run out and nothing is delivered. A lease that has run out is lost, whether or
+    not somebody took the lane; it comes back, if it does, under a new epoch, and is read again from what the group has
+    acknowledged. So a database that has gone back in time meanwhile, as one does that fails over, makes nobody skip.
     """
 
     def __init__(self, membership: Membership, log: Log) -> None:
@@ -108,6 +109,14 @@ class LogMember:
         """Raise what keeps this reader from renewing its leases, if anything does."""
         if self._trouble is not None:
             raise self._trouble
+
+    def lose(self, held: HeldPartition) -> None:
+        """Let a lane go whose place in the log is in doubt; it is taken again once the reader was told."""
+        del self.held[held.lane]
+        if not held.leaving:
+            self._lost.append(held)
+            self._being_told.add(held.lane)
+            self._signals.shared.beat()
 
     async def join(self, start: Start) -> None:
         """Enter the group, take what is free of the own share, and keep it from then on.
@@ -216,14 +225,14 @@ class LogMember:
             self._signals.shared.beat()
 
     def _compare(self, group: "_Group", *, renewed_at: float | None) -> None:
-        """Drop what somebody else has taken. A renewal counts from before it was asked for: never too long."""
+        """Drop what somebody else has taken, or might have. A renewal counts from before it was asked for."""
         for lease in group.leases:
             held = self.held.get((lease.topic, lease.lane))
             if held is None:
                 continue
-            if lease.owner != self._membership.reader or lease.fence != held.partition.epoch:
-                del self.held[held.lane]
-                self._lost.append(held)
+            taken = lease.owner != self._membership.reader or lease.fence != held.partition.epoch
+            if taken or held.lease_ends <= self._clock.elapsed():
+                self.lose(held)
             elif renewed_at is not None:
                 held.lease_ends = renewed_at + self._settings.lease.total_seconds()
 

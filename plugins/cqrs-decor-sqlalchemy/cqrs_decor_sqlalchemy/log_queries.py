@@ -32,7 +32,7 @@ class LogQueries:
         # Primary key (topic, lane). Rows are locked in the order of their lanes, so that two writers cannot wait for
         # each other; SQLite's write lock was taken at BEGIN.
         self.lock_lanes = self._query("""
-            SELECT lane, next_position
+            SELECT lane, next_position, {now_ms} AS now_ms
             FROM {log_lane}
             WHERE topic = :topic AND lane IN :lanes
             ORDER BY lane
@@ -48,11 +48,12 @@ class LogQueries:
             SET next_position = :next_position
             WHERE topic = :topic AND lane = :lane
         """)
+        # Nothing but parameters between the brackets: else the MySQL drivers send a statement for each row.
         self.append = self._query("""
             INSERT INTO {log} (topic, lane, position, message_id, source, type, version, partition_key,
                                content_type, attributes, headers, body, written_at_ms)
             VALUES (:topic, :lane, :position, :message_id, :source, :type, :version, :partition_key,
-                    :content_type, :attributes, :headers, :body, {now_ms})
+                    :content_type, :attributes, :headers, :body, :written_at_ms)
         """)
 
         # --- reading records

@@ -16,7 +16,6 @@ class LogSettings:
         lease: How long the lanes of a reader that vanished stay with it.
         beat: How often a reader renews its leases, and sees who else is there. Well below `lease`.
         revoke_limit: How long a reader may take to finish what came from lanes that it has to give away.
-        timeout: When a transaction counts as failed.
         max_bytes: Larger bodies are refused.
     """
 
@@ -25,7 +24,6 @@ class LogSettings:
     lease: timedelta = timedelta(seconds=10)
     beat: timedelta = timedelta(seconds=2)
     revoke_limit: timedelta = timedelta(seconds=30)
-    timeout: timedelta = timedelta(seconds=30)
     max_bytes: int = 1_048_576
 
     def __post_init__(self) -> None:
@@ -37,7 +35,6 @@ class LogSettings:
                 (self.beat <= timedelta(0), "beat must be longer than nothing"),
                 (self.lease < 3 * self.beat, "lease must be at least three times beat, for one that fails"),
                 (self.revoke_limit < timedelta(0), "revoke_limit must not be negative"),
-                (self.timeout <= timedelta(0), "timeout must be longer than nothing"),
                 (self.max_bytes < 1, f"max_bytes must be at least 1, not {self.max_bytes}"),
             )
             if wrong

@@ -95,8 +95,16 @@ class LogSubscription:
     async def _see_heads(self, connection: AsyncConnection) -> None:
         for row in await connection.execute(self._queries.heads, {"topics": self._topics}):
             held = self._member.held.get((row.topic, row.lane))
-            if held is not None:
-                held.head = row.head
+            if held is None:
+                continue
+            held.head = row.head
+            if held.head < held.read:
+                _logger.error(
+                    "lane %d ends before what was read from it: the database has gone back in time",
+                    held.partition.number,
+                    extra={"action": "log_went_back", "group": self._group, "topic": held.partition.topic},
+                )
+                self._member.lose(held)
 
     def _waiting(self) -> dict[Lane, int]:
         return {held.lane: held.head - held.read for held in self._member.readable() if held.head > held.read}
