@@ -47,12 +47,12 @@ class FakeClock:
             if until <= self._elapsed:
                 woken.set()
 
-    def advance_to_next(self) -> None:
-        """Let pass what the first sleeper waits for; nothing if nobody sleeps."""
+    def advance_to_last(self) -> None:
+        """Let pass what the last sleeper waits for, so that all wake up; nothing if nobody sleeps."""
         waits = self.waits
         if waits:
             # Rounded up: half a microsecond too little would leave the sleeper asleep.
-            self.advance(waits[0] + timedelta(microseconds=1))
+            self.advance(waits[-1] + timedelta(microseconds=1))
 
     def step(self, delay: timedelta) -> None:
         """Set the wall clock forward, or back, without any time passing."""
