@@ -105,12 +105,14 @@ def bootstrap(
         run: Which loops run in this process: `"relay"`, `"worker"`, `"all"`, `"none"`. Default: all in memory.
         container: A `punq.Container`, or anything with the `Container` protocol.
         middlewares: Run outside those that were recorded with `@middleware`; the first is the outermost.
-        settings: Instead of what the environment says.
+        settings: What is not given in it is taken from the environment.
         on_startup: Called once connected, before the first message; may ask for app-scoped dependencies.
         on_shutdown: Called after the last message, while still connected.
         observers: Told of named moments, besides those found by entry points.
     """
-    known = settings or Settings()
+    from cqrs_decor.environment import completed  # slow to import, and needed by applications only
+
+    known = completed(settings)
     if registry is None:
         registries: tuple[Registry, ...] = (default_registry,)
     else:
@@ -149,7 +151,7 @@ class App(Bus):
 
     @property
     def configuration(self) -> Configuration:
-        """What it was told; `configured` and `running_as` change it."""
+        """What it was told; URLs in it hold their secrets. `configured` and `running_as` change it."""
         return self._configuration
 
     @property
@@ -165,11 +167,6 @@ class App(Bus):
     @property
     def settings(self) -> Settings:
         return self._configuration.settings
-
-    @property
-    def configuration(self) -> Configuration:
-        """What it was told; URLs in it hold their secrets."""
-        return self._configuration
 
     @property
     def service(self) -> str:

@@ -3,9 +3,7 @@
 import importlib
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any, cast
-
-from importlib_metadata import EntryPoint, entry_points  # pyright: ignore[reportUnknownVariableType]
+from typing import Any, Protocol, cast
 
 from cqrs_decor.errors import (
     BrokenPluginError,
@@ -34,12 +32,34 @@ _PACKAGES = {
 }
 _NOUNS = {BROKERS: "broker", STORES: "store", OBSERVERS: "observer", COMMANDS: "command"}
 
+
+class Distribution(Protocol):
+    """What an entry point says of the distribution that brings it."""
+
+    name: str
+    version: str
+
+
+class EntryPoint(Protocol):
+    """An entry point as importlib-metadata describes it."""
+
+    name: str
+    value: str
+    group: str
+    module: str
+    dist: Distribution | None
+
+    def load(self) -> Any: ...
+
+
 FindEntryPoints = Callable[[str], Iterable[EntryPoint]]
 
 
 def installed(group: str) -> list[EntryPoint]:
     """The entry points of a group, each once: an editable install may list its own twice."""
-    points = cast(Iterable[EntryPoint], entry_points(group=group))
+    import importlib_metadata  # slow to import, and needed only when an app starts
+
+    points = cast(Iterable[EntryPoint], cast(Any, importlib_metadata).entry_points(group=group))
     unique = {(point.name, point.value, _distribution(point)): point for point in points}
     return list(unique.values())
 

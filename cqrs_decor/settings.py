@@ -1,18 +1,17 @@
-"""What can be set, in one place: by `bootstrap(settings=...)` or by environment variables `CQRS_DECOR_...`."""
+"""What can be set, in one place: by `bootstrap(settings=...)`, and what is not given there by the environment."""
 
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cqrs_decor.errors import SettingError, validation_faults
 
 PREFIX = "CQRS_DECOR_"
 
 
-class Settings(BaseSettings):
-    """All settings; units are in the names. No `.env` file is read.
+class Settings(BaseModel):
+    """All settings; units are in the names. What is not given here is taken from `CQRS_DECOR_...` variables by the app.
 
     Attributes:
         broker: Broker URL.
@@ -32,12 +31,12 @@ class Settings(BaseSettings):
         start: Where a new consumer group begins.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     broker: str | None = Field(default=None, repr=False)
     database: str | None = Field(default=None, repr=False)
     service: str | None = None
-    handlers: Annotated[tuple[str, ...], NoDecode] = ()
+    handlers: tuple[str, ...] = ()
     app: str | None = None
     lease_s: float = Field(default=15.0, ge=1.0)
     relay_batch: int = Field(default=500, ge=1, le=10_000)
@@ -53,24 +52,12 @@ class Settings(BaseSettings):
     def __init__(self, **values: Any) -> None:
         """
         Raises:
-            SettingError: Of all values that do not fit, with the environment variable of the first.
+            SettingError: Of all values that do not fit, at once.
         """
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise _setting_error(error) from None
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What was given, then the environment; nothing else."""
-        return (init_settings, env_settings)
 
     @field_validator("handlers", mode="before")
     @classmethod

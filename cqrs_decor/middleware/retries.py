@@ -4,7 +4,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-import stamina
 from pydantic import ValidationError
 
 from cqrs_decor.context import MessageContext
@@ -52,6 +51,8 @@ class RetriesStage:
         policy = handling.spec.options.retry
         if handling.joined or handling.consumed or (policy is None and not handling.uses_resources):
             return call_next
+        import stamina  # slow to import, and needed only where something is retried
+
         limit = (policy or TRANSIENT_RETRY).max_attempts
 
         async def run(message: Any, context: MessageContext) -> Any:
