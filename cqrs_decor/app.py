@@ -1,12 +1,13 @@
 """The composition root: what is declared and configured becomes an app that runs. Only it sees everything."""
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType, TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import anyio
 
@@ -50,6 +51,8 @@ from cqrs_decor.unit_of_work import Transaction
 from cqrs_decor.worker import Worker, WorkerLimits
 
 _logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Run = Literal["relay", "worker", "all", "none"]
 Hook = Callable[..., Any]
@@ -303,6 +306,18 @@ class App(Bus):
             TimeoutError: There was still something to do.
         """
         return await self._run_of("drain()").drain(timeout)
+
+    def run(self, main: Callable[[Self], Coroutine[Any, Any, T]]) -> T:
+        """Enter the app on a new event loop, run `main(app)`, leave it again; returns what `main` returned.
+
+        For scripts and consoles, where no loop runs yet.
+        """
+
+        async def entered() -> T:
+            async with self:
+                return await main(self)
+
+        return asyncio.run(entered())
 
     async def run_loops(self, run: Run) -> None:
         """Start loops that `run=` did not name; for the command line."""
