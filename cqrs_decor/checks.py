@@ -75,9 +75,12 @@ def service_fault(service: str | None, broker_name: str, *, durable: bool) -> It
 def _read(records: Iterable[HandlerRecord], faults: list[CqrsDecorError]) -> Iterator[HandlerSpec]:
     for record in records:
         try:
-            yield read_handler(record.kind, record.target, record.options, record.where)
+            spec, found = read_handler(record.kind, record.target, record.options, record.where)
         except ExceptionGroup as group:
             faults.extend(error for error in group.exceptions if isinstance(error, CqrsDecorError))
+        else:
+            faults.extend(found)
+            yield spec
 
 
 def _sort(specs: Sequence[HandlerSpec], examined: Examined) -> None:

@@ -89,11 +89,16 @@ class HandlerSpec:
     options: HandlerOptions = field(default_factory=HandlerOptions)
 
 
-def read_handler(kind: HandlerKind, target: Any, options: HandlerOptions, where: str) -> HandlerSpec:
+def read_handler(
+    kind: HandlerKind, target: Any, options: HandlerOptions, where: str
+) -> tuple[HandlerSpec, list[CqrsDecorError]]:
     """Read a handler's signature.
 
+    Returns:
+        The handler, and what is wrong with it that does not keep the rest of it from being looked at.
+
     Raises:
-        ExceptionGroup: Of DefinitionError, everything that is wrong with it at once.
+        ExceptionGroup: Of DefinitionError: it cannot be read at all.
     """
     function: Any = getattr(target, "handle", target) if inspect.isclass(target) else target
     _refuse_what_is_no_handler(target, function, where)
@@ -111,10 +116,7 @@ def read_handler(kind: HandlerKind, target: Any, options: HandlerOptions, where:
         offers_events=inspect.isclass(target) and hasattr(target, "events"),
         options=options,
     )
-    faults = [*_kind_faults(spec), *_option_faults(spec), *_result_faults(spec, returned)]
-    if faults:
-        raise ExceptionGroup(where, faults)
-    return spec
+    return spec, [*_kind_faults(spec), *_option_faults(spec), *_result_faults(spec, returned)]
 
 
 def read_signature(
