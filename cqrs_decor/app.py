@@ -57,6 +57,9 @@ T = TypeVar("T")
 Run = Literal["relay", "worker", "all", "none"]
 Hook = Callable[..., Any]
 
+_LAST_MOMENT_S = 2.0
+"""So long an app in memory is given to finish what would be lost with it."""
+
 _QUIET_AFTER = 2
 """`drain` believes that all is quiet when it has looked so often and found nothing."""
 
@@ -266,6 +269,7 @@ class App(Bus):
         if running is None:
             return
         try:
+            await running.finish_what_only_memory_holds()
             await running.stop_loops()
         finally:
             self._close_bus()
@@ -714,6 +718,13 @@ class _Running:
         finally:
             for name in extra:
                 await self._stop_loop(name)
+
+    async def finish_what_only_memory_holds(self) -> None:
+        """What a durable store holds is there after a restart; what memory holds would be gone."""
+        if self.relay is None or self.worker is None or self.parts.store.card.durable:
+            return
+        with anyio.move_on_after(min(self._settings.drain_limit_s, _LAST_MOMENT_S)):
+            await self._until_quiet(self.relay, self.worker)
 
     async def stop_loops(self) -> None:
         """The worker first: what it still emits, the relay may still publish."""
