@@ -601,9 +601,9 @@ class _Running:
         return (
             LoggingStage(self.parts.observers, self._configuration.clock),
             UserMiddlewares(middlewares),
-            TimeoutStage(),
             ConcurrencyStage(),
             RetriesStage(store.is_transient),
+            TimeoutStage(),
             ScopeStage(),
             self._transaction,
             InboxStage(store.inbox),

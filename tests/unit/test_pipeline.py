@@ -1,7 +1,7 @@
 """What stands around a handler: middlewares, time-outs, retries, and the order of it all."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -403,7 +403,9 @@ async def test_retry_later_is_tried_again_after_the_wait_that_it_names() -> None
     sales = Registry("sales")
     attempts: list[int] = []
 
-    @sales.command_handler(retry=Retry(max_attempts=2, on=(ConnectionError,), first_delay=timedelta(hours=1), max_delay=timedelta(hours=1)))
+    @sales.command_handler(
+        retry=Retry(max_attempts=2, on=(ConnectionError,), first_delay=timedelta(hours=1), max_delay=timedelta(hours=1))
+    )
     async def ship(command: Ship) -> str:
         attempts.append(1)
         if len(attempts) == 1:
@@ -586,17 +588,11 @@ async def test_the_order_of_stages_is_kept() -> None:
         pass
 
     @sales.provider
-    def scoped() -> Any:
+    def scoped() -> Iterator[Scoped]:
         yield Scoped()
-
-    scoped.__annotations__["return"] = Callable[[Scoped], Scoped]
 
     class Recorder:
         def notice(self, moment: Moment) -> None: ...
-
-    from collections.abc import Iterator
-
-    scoped.__annotations__["return"] = Iterator[Scoped]
 
     @sales.command_handler(name="command", retry=QUICK, **options)
     async def ship(command: Ship, scoped: Scoped, session: dict) -> str: ...  # type: ignore[type-arg]
@@ -620,9 +616,9 @@ async def test_the_order_of_stages_is_kept() -> None:
         orders = {plan.spec.name: plan.order for plan in app.plans}
 
     assert orders == {
-        "command": ("logging", "middlewares", "retries", "timeout", "concurrency", "scope", "transaction"),
-        "query": ("logging", "middlewares", "retries", "timeout", "concurrency", "scope", "transaction"),
-        "joined event": ("logging", "middlewares", "retries", "timeout", "concurrency", "scope", "transaction"),
-        "consumer": ("logging", "middlewares", "timeout", "concurrency", "scope", "transaction", "inbox"),
+        "command": ("logging", "middlewares", "concurrency", "retries", "timeout", "scope", "transaction"),
+        "query": ("logging", "middlewares", "concurrency", "retries", "timeout", "scope", "transaction"),
+        "joined event": ("logging", "middlewares", "concurrency", "retries", "timeout", "scope", "transaction"),
+        "consumer": ("logging", "middlewares", "concurrency", "timeout", "scope", "transaction", "inbox"),
         "plain": ("logging", "middlewares", "transaction"),
     }
