@@ -400,6 +400,8 @@ def _assemble(configuration: Configuration, overrides: Mapping[Any, Any], app: A
     found = _part(faults, lambda: _container(configuration, snapshot, overrides, app)) or FixedValues({})
     graphs = GraphBuilder(found, store.resources)
     examined = examine(snapshot.handlers, graphs, store.resources)
+    for target in _made_or_called_at_startup(configuration, snapshot):
+        faults.extend(_faults_of_call(target, graphs))
     observers = _part(faults, lambda: _observers(configuration)) or Observers()
     return Parts(
         snapshot=snapshot,
@@ -410,6 +412,25 @@ def _assemble(configuration: Configuration, overrides: Mapping[Any, Any], app: A
         observers=observers,
         faults=[*faults, *examined.faults],
     )
+
+
+def _made_or_called_at_startup(configuration: Configuration, snapshot: Snapshot) -> Sequence[Any]:
+    """Hooks, and the classes among the middlewares: what asks for app-scoped dependencies besides handlers."""
+    middlewares = (*configuration.middlewares, *snapshot.middlewares)
+    return (
+        *(middleware for middleware in middlewares if isinstance(middleware, type)),
+        *(*snapshot.on_startup, *configuration.on_startup, *configuration.on_shutdown, *snapshot.on_shutdown),
+    )
+
+
+def _faults_of_call(target: Any, graphs: GraphBuilder) -> list[CqrsDecorError]:
+    made = isinstance(target, type)
+    where = source_place(target)
+    try:
+        parameters, _ = read_signature(getattr(target, "__init__") if made else target, where, skip_self=made)
+    except ExceptionGroup as group:
+        return [error for error in group.exceptions if isinstance(error, CqrsDecorError)]
+    return graphs.draw(parameters, where, app_scope=True).faults
 
 
 def _part(faults: list[CqrsDecorError], make: Callable[[], Any]) -> Any:

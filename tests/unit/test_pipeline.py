@@ -267,7 +267,7 @@ async def test_a_timeout_error_of_the_handlers_own_passes_unchanged() -> None:
         raise TimeoutError("socket")
 
     async with app_of(sales) as app:
-        with pytest.raises(TimeoutError, match="^socket$"):
+        with pytest.raises(TimeoutError, match=r"^socket$"):
             await app.send(Ship())
 
 
