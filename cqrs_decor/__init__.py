@@ -2,6 +2,7 @@
 
 from cqrs_decor.app import App, bootstrap
 from cqrs_decor.broker import Broker
+from cqrs_decor.codec import read_message
 from cqrs_decor.container import Container, Provider
 from cqrs_decor.context import MessageContext
 from cqrs_decor.decorators import (
@@ -78,4 +79,5 @@ __all__ = [
     "on_startup",
     "provider",
     "query_handler",
+    "read_message",
 ]

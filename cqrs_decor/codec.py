@@ -1,6 +1,6 @@
 """Bytes to message and back. A seam: plugins bring other encodings under the group `cqrs_decor.codecs`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import orjson
@@ -10,6 +10,7 @@ from cqrs_decor._text import qualified_name
 from cqrs_decor.envelope import JSON
 from cqrs_decor.errors import (
     MessageDefinitionError,
+    MessageValidationError,
     PayloadInvalidError,
     UndecodableBodyError,
     validation_faults,
@@ -69,6 +70,22 @@ class JsonCodec:
         except ValidationError as error:
             raise _reading_error(message_type, error) from None
         return message
+
+
+def read_message(message_type: type[M], data: Mapping[str, Any] | bytes | str) -> M:
+    """A message from what came in from outside: JSON text, or fields that were read already.
+
+    Raises:
+        MessageValidationError: It does not fit; names field paths, never values.
+    """
+    adapter = TypeAdapter(message_type)
+    try:
+        if isinstance(data, bytes | str):
+            return adapter.validate_json(data)
+        return adapter.validate_python(dict(data))
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        raise MessageValidationError(message_type.__name__, validation_faults(faults)) from None
 
 
 def _reading_error(message_type: type[Any], error: ValidationError) -> UndecodableBodyError | PayloadInvalidError:
