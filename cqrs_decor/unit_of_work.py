@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 
 import anyio
 
+from cqrs_decor.crash_points import reach
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import JoinedDispatchFailedError, UnitOfWorkClosedError
 
@@ -148,7 +149,9 @@ class UnitOfWork:
         if self.joined:
             return
         if self.transaction is not None:
+            reach("uow.before_commit")
             await self.transaction.commit()
+            reach("uow.after_commit")
         self._closed = True
         for callback in self._after_commit:
             await callback()
