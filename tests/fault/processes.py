@@ -1,0 +1,121 @@
+"""Victims as the harness sees them: operating-system processes that are frozen, looked at, and killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+
+ROOT = Path(__file__).parents[2]
+LOOK_S = 0.02
+
+
+class Victim:
+    """One process. It writes to files, so that nothing waits for somebody to read.
+
+    Args:
+        name: What it is called in texts and files.
+        arguments: For `tests.fault.victim`.
+        environment: Over this process's own.
+        folder: Where its output goes.
+        group: The process group to join; 0 for one of its own.
+    """
+
+    def __init__(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, group: int = 0
+    ) -> None:
+        self.name = name
+        self._output, self._errors = folder / f"{name}.out", folder / f"{name}.err"
+        with self._output.open("wb") as output, self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fault.victim", *arguments],
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                process_group=group,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def said(self, fact: str) -> list[Any]:
+        """What it has said of `fact`, in order."""
+        whole_lines = self._output.read_bytes().rpartition(b"\n")[0]
+        told = [json.loads(line) for line in whole_lines.splitlines()]
+        return [facts[fact] for facts in told if fact in facts]
+
+    async def says(self, fact: str, *, times: int = 1, limit_s: float = 30) -> None:
+        await self._until(lambda: len(self.said(fact)) >= times, f"it said {fact!r} {times} times", limit_s)
+
+    async def freezes(self, limit_s: float = 30) -> None:
+        """Wait until it stands still at the place where it was told to."""
+        await self._until(self._is_frozen, "it stood still", limit_s)
+
+    async def ends(self, limit_s: float = 60) -> int:
+        """Wait for its end; returns its exit code."""
+        await until(lambda: self._process.poll() is not None, f"{self.name} ended", limit_s, self.log)
+        return self._process.returncode
+
+    async def ends_well(self, limit_s: float = 60) -> None:
+        code = await self.ends(limit_s)
+        assert code == 0, f"{self.name} ended with {code}\n{self.log()}"
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is flushed, closed or given back. It must have been alive."""
+        assert self._process.poll() is None, f"{self.name} had ended by itself\n{self.log()}"
+        self._process.kill()
+        assert self._process.wait(timeout=10) == -signal.SIGKILL
+
+    def terminate(self) -> None:
+        assert self._process.poll() is None, f"{self.name} had ended by itself\n{self.log()}"
+        self._process.terminate()
+
+    def clear_away(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait(timeout=10)
+
+    def log(self) -> str:
+        """The end of its log, for a test that fails."""
+        return f"--- {self.name}\n" + "\n".join(self._errors.read_text(errors="replace").splitlines()[-40:])
+
+    def _is_frozen(self) -> bool:
+        return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+
+    async def _until(self, holds: Callable[[], bool], what: str, limit_s: float) -> None:
+        def holds_or_ended() -> bool:
+            if holds():
+                return True
+            assert self._process.poll() is None, f"{self.name} ended before {what}\n{self.log()}"
+            return False
+
+        await until(holds_or_ended, f"{self.name}: {what}", limit_s, self.log)
+
+
+async def until(
+    holds: Callable[[], bool | Awaitable[bool]], what: str, limit_s: float, log: Callable[[], str] = str
+) -> None:
+    """Look until the condition holds: the other side is a process or a server, which raises no event here.
+
+    Raises:
+        TimeoutError: It did not within the limit; the text says what was waited for.
+    """
+    try:
+        with anyio.fail_after(limit_s):
+            while not await _value(holds()):  # noqa: ASYNC110  # see above
+                await anyio.sleep(LOOK_S)
+    except TimeoutError:
+        raise TimeoutError(f"Waited {limit_s:g} s in vain until {what}.\n{log()}") from None
+
+
+async def _value(found: bool | Awaitable[bool]) -> bool:
+    return found if isinstance(found, bool) else await found

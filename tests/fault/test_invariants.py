@@ -1,0 +1,95 @@
+"""The checks themselves, on small made-up runs. The negative controls beside each fault try them on real ones."""
+
+import pytest
+
+from tests.fault.invariants import (
+    Delivered,
+    Effect,
+    Entry,
+    InvariantBrokenError,
+    Left,
+    effects_happen_once,
+    nothing_is_lost,
+    nothing_is_stranded,
+    order_is_kept,
+    repeats_are_few,
+    there_are_no_ghosts,
+)
+
+
+def test_an_entry_that_never_arrived_is_named() -> None:
+    """Who reads the failure looks for this id in logs and tables."""
+    with pytest.raises(InvariantBrokenError, match=r"^I1 lost: committed, never delivered: b\.$"):
+        nothing_is_lost([_entry("a", 1), _entry("b", 2)], [_delivered("a", 1)], [_effect("a")])
+
+
+def test_an_entry_without_an_effect_is_named() -> None:
+    """A delivery that was noted and rolled back is no effect."""
+    with pytest.raises(InvariantBrokenError, match=r"^I1 lost: committed, without an effect: a\.$"):
+        nothing_is_lost([_entry("a", 1)], [_delivered("a", 1)], [])
+
+
+def test_an_event_of_an_entry_that_was_rolled_back_is_named() -> None:
+    """The ghost is what an outbox exists to prevent."""
+    with pytest.raises(InvariantBrokenError, match=r"^I2 ghosts: delivered, never committed: b\.$"):
+        there_are_no_ghosts([_entry("a", 1)], [_delivered("a", 1), _delivered("b", 2)])
+
+
+def test_an_effect_that_happened_twice_is_named() -> None:
+    """Deliveries may repeat, effects may not."""
+    with pytest.raises(InvariantBrokenError, match=r"^I3 doubled: more than one effect: a\.$"):
+        effects_happen_once([_effect("a"), _effect("b"), _effect("a")])
+
+
+def test_a_first_delivery_after_a_later_one_of_its_aggregate_is_named() -> None:
+    """Only the first delivery counts: what is delivered again may come late."""
+    order_is_kept([_delivered("a", 1), _delivered("b", 2), _delivered("a", 1), _delivered("x", 1, aggregate=2)])
+
+    with pytest.raises(InvariantBrokenError, match=r"a \(number 1 of aggregate 1\)\.$"):
+        order_is_kept([_delivered("b", 2), _delivered("a", 1)])
+
+
+def test_more_repeats_than_can_have_been_in_flight_are_counted() -> None:
+    """A relay that starts over from the beginning loses nothing, and is wrong all the same. Retries are no repeats."""
+    repeats_are_few([_delivered("a", 1), _delivered("a", 1, attempt=2), _delivered("a", 1)], at_most=1)
+
+    with pytest.raises(
+        InvariantBrokenError, match=r"^I5 repeated: 2 deliveries came again, 1 can have been in flight\.$"
+    ):
+        repeats_are_few([_delivered("a", 1)] * 3, at_most=1)
+
+
+def test_a_repeat_under_another_message_id_is_named() -> None:
+    """No inbox could know it again."""
+    with pytest.raises(InvariantBrokenError, match=r"^I5 renamed: delivered under several message ids: a\.$"):
+        repeats_are_few([_delivered("a", 1, message_id="1"), _delivered("a", 1, message_id="2")], at_most=1)
+
+
+def test_what_is_left_on_the_way_is_counted() -> None:
+    """Nothing lost is not enough: a record that nobody will ever take is lost to its users."""
+    nothing_is_stranded(Left(pending=0, parked=0, unacknowledged=0))
+
+    with pytest.raises(InvariantBrokenError, match="1 records in the outbox, 2 parked, 3 deliveries not acknowledged"):
+        nothing_is_stranded(Left(pending=1, parked=2, unacknowledged=3))
+
+
+def _entry(entry: str, number: int) -> Entry:
+    return Entry(entry=entry, aggregate=1, number=number)
+
+
+def _effect(entry: str) -> Effect:
+    return Effect(entry=entry, message_id=entry)
+
+
+def _delivered(
+    entry: str, number: int, *, aggregate: int = 1, attempt: int = 1, message_id: str | None = None
+) -> Delivered:
+    return Delivered(
+        message_id=message_id or entry,
+        entry=entry,
+        aggregate=aggregate,
+        number=number,
+        attempt=attempt,
+        process=1,
+        at=0.0,
+    )
