@@ -285,6 +285,8 @@ class LogMember:
 
     def _let_go(self, callbacks: TaskGroup) -> None:
         """Have the reader finish what came from lanes above its share, and drop what came from lanes that were lost."""
+        if self._lost:
+            _logger.warning("lost %d lanes, reading them again", len(self._lost), extra=self._facts("log_lanes_lost"))
         surplus = [held for topic, share in self._shares.items() for held in self._kept(topic)[share:]]
         for held in surplus:
             held.leaving = True
@@ -323,7 +325,8 @@ class LogMember:
 
     async def _add_reader(self, connection: AsyncConnection) -> None:
         rows = [self._mine | {"topic": topic, "lease_ms": self._lease_ms} for topic in self._membership.topics]
-        await connection.execute(self._queries.add_reader, rows)
+        if rows:
+            await connection.execute(self._queries.add_reader, rows)
 
     async def _exit(self, connection: AsyncConnection) -> None:
         await connection.execute(self._queries.give_back_all, self._mine)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
-from sqlalchemy import Dialect, TextClause, bindparam, text
+from sqlalchemy import Dialect, Integer, String, TextClause, bindparam, text
+from sqlalchemy.types import TypeEngine
 
 from cqrs_decor_sqlalchemy.log_tables import LogTables
 
@@ -155,11 +157,14 @@ class LogQueries:
 
     def _query(self, statement: str) -> TextClause:
         clause = text(statement.format_map(self._names))
-        for name in ("topics", "lanes"):
+        for name, kind in _LISTS.items():
             if f":{name}" in statement:
-                clause = clause.bindparams(bindparam(name, expanding=True))
+                clause = clause.bindparams(bindparam(name, expanding=True, type_=kind))
         return clause
 
+
+# PostgreSQL has to know of what type an empty list is.
+_LISTS: Mapping[str, TypeEngine[Any]] = {"topics": String(), "lanes": Integer()}
 
 _READ_ONE_LANE = """
     SELECT topic, lane, position, message_id, source, type, version, partition_key,

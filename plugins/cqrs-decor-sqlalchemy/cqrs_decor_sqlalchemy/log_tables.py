@@ -103,7 +103,11 @@ def define_log_tables(metadata: MetaData, schema: str | None = None, prefix: str
 
 
 # Room on each page lets PostgreSQL replace these few, ever changing rows in place (heap-only tuples).
-_OFTEN_UPDATED = {"fillfactor": 50}
+_OFTEN_UPDATED = {
+    "fillfactor": "50",
+    "autovacuum_vacuum_scale_factor": "0",
+    "autovacuum_vacuum_threshold": "500",
+}
 
 
 def _text(length: int) -> TypeEngine[str]:

@@ -32,7 +32,7 @@ from cqrs_decor_sqlalchemy.store import SqlAlchemyStore
 NO_WAIT = timedelta(0)
 POLL = timedelta(seconds=0.2)
 PATIENCE_S = 30.0
-QUICK = LogSettings(beat=timedelta(seconds=0.1), lease=timedelta(seconds=1), revoke_limit=timedelta(seconds=0.2))
+QUICK = LogSettings(beat=timedelta(seconds=0.1), lease=timedelta(seconds=5), revoke_limit=timedelta(seconds=0.2))
 
 
 # --- publishing -----------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ async def test_a_database_that_went_back_in_time_makes_nobody_skip(sqlite_url: s
 
 
 async def test_a_lane_that_was_taken_away_is_told_of_and_read_again_from_what_was_acknowledged(
-    database_url: str,
+    database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A reader may have been frozen without knowing: it must stop, drop what it has, and not trust its own place."""
     lost: list[Partition] = []
@@ -230,6 +230,7 @@ async def test_a_lane_that_was_taken_away_is_told_of_and_read_again_from_what_wa
         after = await _receive(subscription, 3)
 
     assert lost == [before[0].partition]
+    assert "log_lanes_lost" in {record.__dict__.get("action") for record in caplog.records}
     assert [delivery.position for delivery in after] == [2, 3, 4]
     assert after[0].partition.epoch > before[0].partition.epoch
 
@@ -285,7 +286,7 @@ async def test_a_reader_that_fails_to_let_go_gives_its_lanes_away_all_the_same(
 
 async def test_a_slow_reader_keeps_its_lease_while_it_finishes(sqlite_url: str) -> None:
     """Finishing may take longer than a lease: somebody else who started in between would run things twice at a time."""
-    settings = replace(QUICK, revoke_limit=timedelta(seconds=20))
+    settings = replace(QUICK, lease=timedelta(seconds=2), revoke_limit=timedelta(seconds=20))
     letting_go, finished = asyncio.Event(), asyncio.Event()
 
     async def finish(partitions: Collection[Partition]) -> None:
@@ -298,7 +299,7 @@ async def test_a_slow_reader_keeps_its_lease_while_it_finishes(sqlite_url: str) 
         broker.subscribe("group", ["orders"]) as newcomer,
     ):
         await letting_go.wait()
-        for _ in range(8):
+        for _ in range(12):
             assert await newcomer.receive(1, POLL) == []
         assert await _shares(broker) == [16]
         finished.set()
@@ -313,6 +314,13 @@ async def test_readers_share_each_topic_with_those_who_read_it(sqlite_url: str) 
         broker.subscribe("group", ["orders", "stock"]),
     ):
         await _until(lambda: _shares(broker), [8, 24])
+
+
+async def test_a_reader_of_no_topics_waits_in_peace(database_url: str) -> None:
+    """A service that handles no events yet runs a worker all the same."""
+    async with _broker(database_url) as broker, broker.subscribe("group", []) as subscription:
+        assert await subscription.receive(10, timedelta(seconds=0.01)) == []
+        assert await subscription.backlog() == 0
 
 
 async def test_leaving_gives_everything_back_at_once(sqlite_url: str) -> None:
