@@ -1,6 +1,5 @@
 """Apache Kafka as a broker of cqrs_decor."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ class KafkaBroker:
         replayable=True,
         shared=True,
         creates_topics=False,
-        crash_may_lose="nothing, while one in-sync copy of each partition is left: with a single copy, what its "
+        crash_may_lose="nothing, while one in-sync copy of each partition is left; with a single copy, what its "
         "machine had not written to disk when the machine (not only the process) failed",
         crash_may_repeat="what was published and not yet settled, what was delivered and not yet acknowledged",
         crash_may_reorder="repeats only: the late copy of a record may come after newer records of its key",
@@ -76,8 +75,7 @@ class KafkaBroker:
         driver = Driver(settings=self.settings, ssl_context=self.settings.ssl_context())
         admin = driver.admin()
         try:
-            async with asyncio.timeout(self.settings.connect_timeout_s):
-                await admin.start()
+            await admin.start(within_s=self.settings.connect_timeout_s)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await admin.close()

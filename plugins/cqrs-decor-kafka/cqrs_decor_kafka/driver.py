@@ -14,6 +14,7 @@ from ssl import SSLContext
 from typing import Any, NamedTuple, Protocol, cast
 
 import aiokafka
+import anyio
 from aiokafka import ConsumerRebalanceListener, partitioner
 from aiokafka import TopicPartition as TopicPartition
 from aiokafka import conn as connections
@@ -30,6 +31,7 @@ from cqrs_decor_kafka.settings import KafkaSettings
 _MAX_IDLE_MS = 540_000
 _REQUEST_TIMEOUT_MS = 40_000
 _NEVER_MS = 2**31 - 1
+_MOMENT_S = 2.0
 
 
 class Record(Protocol):
@@ -197,8 +199,8 @@ class AdminClient:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    async def start(self) -> None:
-        await self._client.start()
+    async def start(self, *, within_s: float) -> None:
+        await start_client(self._client.start(), within_s=within_s)
 
     async def close(self) -> None:
         await self._client.close()
@@ -241,6 +243,34 @@ class AdminClient:
         for connection in self._client._client._conns.values():
             return cast(Mapping[int, tuple[int, int]], connection._versions)
         return {}
+
+
+async def start_client(starting: Awaitable[None], *, within_s: float) -> None:
+    """Await a client's `start`. Cancelled in the middle it would leave a connection open: it gets a moment to end.
+
+    Raises:
+        TimeoutError: It did not end in time.
+        KafkaError: It could not start.
+    """
+    task = asyncio.ensure_future(starting)
+    try:
+        await asyncio.wait([task], timeout=within_s)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([task], timeout=_MOMENT_S)
+            await _end(task)
+        raise
+    if not task.done():
+        await _end(task)
+        raise TimeoutError
+    task.result()
+
+
+async def _end(task: "asyncio.Future[None]") -> None:
+    task.cancel()
+    await asyncio.wait([task], timeout=0.1)
+    if task.done() and not task.cancelled():
+        task.exception()
 
 
 def known_partitions(producer: ProducerClient, topic: str) -> int:
@@ -352,12 +382,8 @@ async def _end_task(task: Any, *, within_s: float, first: Callable[[], Awaitable
 
 async def _bounded(call: Awaitable[None], *, within_s: float) -> None:
     task = asyncio.ensure_future(call)
-    done, _ = await asyncio.wait([task], timeout=within_s)
-    if not done:
-        task.cancel()
-        await asyncio.wait([task], timeout=0.1)
-    elif not task.cancelled():
-        task.exception()
+    await asyncio.wait([task], timeout=within_s)
+    await _end(task)
 
 
 def _topic_state(topic: Mapping[str, Any]) -> TopicState:

@@ -111,11 +111,11 @@ def connecting_failed(broker: str, error: BaseException, *, uses_tls: bool) -> B
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that says more than a number."""
+    """The first sentence of what was said; it says more than a number."""
     description = getattr(error, "description", "") if isinstance(error, kafka_errors.BrokerResponseError) else ""
     said = " ".join(argument for argument in error.args if isinstance(argument, str))
     text = said or description or type(error).__name__
-    return " ".join(text.split()).rstrip(".")
+    return " ".join(text.partition(". ")[0].split()).rstrip(".")
 
 
 def _tls_failed(broker: str, error: ssl.SSLError) -> BrokerError:

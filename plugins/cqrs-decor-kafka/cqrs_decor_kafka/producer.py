@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import anyio
+
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import (
     BrokerAccessError,
@@ -27,6 +29,7 @@ from cqrs_decor_kafka.driver import (
     new_batch,
     record_size,
     silence_producer,
+    start_client,
 )
 from cqrs_decor_kafka.errors import TOO_LARGE, TOPIC_REFUSED, KafkaError, is_outage, reason_of, unavailable
 from cqrs_decor_kafka.settings import KafkaSettings
@@ -71,7 +74,8 @@ class Publisher:
             raise
         finally:
             if self._silenced:
-                await self._discard_silenced()
+                with anyio.CancelScope(shield=True):
+                    await self._discard_silenced()
 
     async def close(self) -> None:
         self._silence()
@@ -163,7 +167,7 @@ class Publisher:
         if self._producer is None:
             producer = self._driver.producer()
             try:
-                await producer.start()
+                await start_client(producer.start(), within_s=self._settings.publish_timeout_s)
             except BaseException as error:
                 silence_producer(producer)
                 self._silenced.append(producer)

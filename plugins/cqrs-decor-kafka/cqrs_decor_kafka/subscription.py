@@ -23,6 +23,7 @@ from cqrs_decor_kafka.driver import (
     discard_consumer,
     known_position,
     ping,
+    start_client,
 )
 from cqrs_decor_kafka.errors import KafkaError, is_refused, kafka_errors, unavailable
 
@@ -203,10 +204,16 @@ class KafkaSubscription:
 
     # --- being a member ---
 
+    async def _started(self, consumer: ConsumerClient) -> None:
+        try:
+            await start_client(consumer.start(), within_s=self._settings.connect_timeout_s)
+        except (KafkaError, OSError) as error:
+            raise unavailable(self._settings.address, error) from error
+
     async def _connect(self) -> ConsumerClient:
         consumer = self._driver.consumer(self._group)
         try:
-            await self._asked(consumer.start())
+            await self._started(consumer)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await discard_consumer(consumer, within_s=1)
@@ -235,7 +242,7 @@ class KafkaSubscription:
         """
         consumer = self._driver.consumer(self._group)
         try:
-            await self._asked(consumer.start())
+            await self._started(consumer)
             consumer.assign(places)
             known = {place.topic for place in await self._asked(committed_positions(consumer, places))}
             fresh = [place for place in places if place.topic not in known]

@@ -1,18 +1,20 @@
 """What the tests of the Kafka plugin share: an open broker on the real server, topics of their own, waiting."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from datetime import timedelta
 
 import anyio
 import pytest
 
 from cqrs_decor.broker import Delivery, Subscription, TopicPlan
+from cqrs_decor.envelope import Envelope
 from cqrs_decor_kafka import KafkaBroker
 from tests.services.fixtures import fresh_name
 
 PATIENCE_S = 40
 
 Eventually = Callable[[Callable[[], bool], str], Awaitable[None]]
+ReadUntil = Callable[[Subscription, Collection[str]], Awaitable[list[Envelope]]]
 Read = Callable[[Subscription, int], Awaitable[list[Delivery]]]
 
 
@@ -55,6 +57,24 @@ def eventually() -> Eventually:
         pytest.fail(f"not within {PATIENCE_S} s: {what}")
 
     return wait
+
+
+@pytest.fixture
+def read_until() -> ReadUntil:
+    """Receive until all of these ids have come, repeats and all."""
+
+    async def read_until(subscription: Subscription, ids: Collection[str]) -> list[Envelope]:
+        arrived: list[Envelope] = []
+        missing = set(ids)
+        with anyio.move_on_after(PATIENCE_S):
+            while missing:
+                fresh = [d.content for d in await subscription.receive(500, timedelta(milliseconds=200))]
+                missing.difference_update(envelope.id for envelope in fresh)
+                arrived += fresh
+        assert not missing
+        return arrived
+
+    return read_until
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ async def test_compressed_batches_are_read_like_any_other(
 
 
 async def test_a_cancelled_publish_is_repeated_without_disorder(
-    broker: KafkaBroker, topic: str, read: Callable
+    broker: KafkaBroker, topic: str, read_until: Callable
 ) -> None:
     """A relay that is stopped cancels; whoever takes over repeats, and first deliveries stay in order."""
     batch = [sample(topic, f"key-{n % 3}") for n in range(300)]
@@ -182,10 +182,8 @@ async def test_a_cancelled_publish_is_repeated_without_disorder(
 
     last = [sample(topic, f"key-{n}") for n in range(3)]
     await broker.publish(last)
-    arrived: list[Envelope] = []
     async with broker.subscribe(fresh_name(), [topic]) as subscription:
-        while not {e.id for e in last} <= {e.id for e in arrived}:
-            arrived += [d.content for d in await read(subscription, 1)]
+        arrived = await read_until(subscription, {e.id for e in last})
     assert ids_by_key(arrived) == ids_by_key([*batch, *last])
 
 
@@ -211,7 +209,7 @@ async def own(own_server: KafkaServer) -> AsyncGenerator[KafkaBroker]:
 
 
 async def test_publishing_recovers_by_itself_when_the_broker_comes_back(
-    own: KafkaBroker, own_server: KafkaServer, read: Callable, eventually: Callable
+    own: KafkaBroker, own_server: KafkaServer, read_until: Callable, eventually: Callable
 ) -> None:
     """SIGKILL while batches are in flight: each call ends in bounded time, repeating is enough, nothing is lost."""
     topic = fresh_name()
@@ -240,9 +238,7 @@ async def test_publishing_recovers_by_itself_when_the_broker_comes_back(
         own_server.start()
 
     async with own.subscribe(fresh_name(), [topic]) as subscription:
-        arrived: list[Envelope] = []
-        while len({e.id for e in arrived}) < len(published):
-            arrived += [d.content for d in await read(subscription, 1)]
+        arrived = await read_until(subscription, {e.id for e in published})
     assert outages >= 1
     assert ids_by_key(arrived) == ids_by_key(published)
 

@@ -1,5 +1,8 @@
 """Where settings come from, and what is said about wrong ones. No server."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 from pydantic import SecretStr
 
@@ -122,3 +125,19 @@ def test_certificates_that_cannot_be_used_are_a_setting_error(tmp_path) -> None:
 
     with pytest.raises(KafkaSettingsError, match="not usable"):
         KafkaSettings(security="tls", ca_file=str(tmp_path / "ca.pem")).ssl_context()
+
+
+def test_the_readme_lists_every_setting() -> None:
+    """A setting that is not in the table does not exist for users."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+
+    assert [field.name for field in dataclasses.fields(KafkaSettings) if f"`{field.name}`" not in readme] == []
+
+
+def test_the_readme_shows_the_card() -> None:
+    """What a crash may do is promised in one place, and shown elsewhere."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    card = KafkaBroker.capabilities
+
+    said = (card.crash_may_lose, card.crash_may_repeat, card.crash_may_reorder)
+    assert [words for words in said if words not in readme] == []
