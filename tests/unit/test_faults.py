@@ -110,10 +110,10 @@ def test_arguments_and_name_are_the_victims_own(tmp_path: Path) -> None:
 
 def test_a_misspelt_point_is_refused_before_anything_runs(victim: Path) -> None:
     """A fault that never happens makes a test that never fails."""
-    ended = run_victim(victim, {"CQRS_DECOR_CRASH_AT": "relay.publishd"})
+    ended = run_victim(victim, {"CQRS_DECOR_CRASH_AT": "relay.publish"})
 
     assert ended.returncode == 1
-    assert "'relay.publishd' is no crash point. Did you mean 'relay.published'?" in ended.stderr
+    assert "'relay.publish' is no crash point. Did you mean 'relay.published'?" in ended.stderr
     assert "1" not in ended.stdout
 
 
