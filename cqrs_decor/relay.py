@@ -93,6 +93,7 @@ class Relay:
         self._retry = retry
         self._lanes: dict[int, HeldLane] = {}
         self._safe_until = -inf
+        self._publishing = anyio.CancelScope()
         self._in_flight: set[int] = set()
         self._claimed = 0
         self._settled = 0
@@ -157,6 +158,8 @@ class Relay:
         gained = await self._outbox.acquire(self.owner, self._lease, missing) if missing else ()
         self._lanes = {lane.number: lane for lane in (*held, *gained)}
         self._safe_until = began + self._lease.total_seconds() * (1 - _SAFETY)
+        if before <= set(self._lanes):
+            self._limit_publishing()
         self._tell_of_lanes(lost=len(before) - len(held), gained=len(gained))
         if gained:
             self.wake()
@@ -236,7 +239,8 @@ class Relay:
             if not records:
                 break
             try:
-                with anyio.move_on_after(self._safe_until - self._clock.elapsed()):
+                with anyio.CancelScope() as self._publishing:
+                    self._limit_publishing()
                     outcomes = await self._broker.publish([record.envelope for record in records])
                     self._broker_outage.over()
                     self._note_outcomes(batch, records, outcomes)
@@ -244,6 +248,12 @@ class Relay:
             except BrokerUnavailableError as error:
                 await self._broker_outage.wait(error)
         self._block_undelivered(batch)
+
+    def _limit_publishing(self) -> None:
+        """What flies may fly for as long as the lanes are surely ours: longer with each renewal that keeps them all. A
+        broker slower than a lease would else be cut off, and asked again from the start, for ever.
+        """
+        self._publishing.deadline = anyio.current_time() + self._safe_until - self._clock.elapsed()
 
     def _is_publishable(self, record: ClaimedRecord, batch: _Batch) -> bool:
         """Not when its lane was lost since the claim, nor when an earlier record of its key was left behind since."""

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from cqrs_decor import Command, Envelope, IntegrationEvent, Moment, Registry, Retry, Settings, emit
+from cqrs_decor.clock import SystemClock
 from cqrs_decor.errors import BrokerError, BrokerUnavailableError, RecordRejectedError, StoreUnavailableError
 from cqrs_decor.memory import MemoryBroker, MemoryStore
 from cqrs_decor.observers import ConnectionChanged, FenceRejected, LanesChanged, Observers
@@ -378,6 +379,43 @@ async def test_nothing_is_published_near_the_end_of_a_lease() -> None:
 
         assert bench.broker.calls == 0
         assert await bench.states() == {"a1": "pending"}
+
+
+async def test_a_batch_may_fly_longer_than_a_lease_that_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker slower than a lease would be cut off and asked from the start again, and nothing would get through."""
+    store, broker, renewals = MemoryStore(), MoodyBroker(), 0
+    renew = store.outbox.renew
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal renewals
+        renewals += 1
+        return await renew(*arguments)
+
+    monkeypatch.setattr(store.outbox, "renew", counted)
+    broker.gate.clear()
+    relay = Relay(
+        store.outbox,
+        broker,
+        lease=timedelta(seconds=1),
+        batch=500,
+        poll_interval_s=0.01,
+        clock=SystemClock(),
+        observers=Observers(),
+    )
+    transaction = await store.begin()
+    transaction.add([record("a1")])
+    await transaction.commit()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(relay.run)
+        await eventually(lambda: broker.calls == 1)
+        began = renewals
+        await eventually(lambda: renewals == began + 4)
+        broker.gate.set()
+        await eventually(lambda: relay.published == 1)
+        tasks.cancel_scope.cancel()
+
+    assert broker.calls == 1
+    assert broker.reached == ["a1"]
 
 
 @pytest.mark.feature("B11")
