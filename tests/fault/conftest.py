@@ -21,10 +21,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A cap for each test; its seed stands in its name, so that a failure prints it."""
+    """A cap for each test, servers not counted; its seed stands in its name, so that a failure prints it."""
     for item in items:
         if "world" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.timeout(LIMIT_S))
+            item.add_marker(pytest.mark.timeout(LIMIT_S, func_only=True))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

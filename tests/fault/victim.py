@@ -45,7 +45,8 @@ from cqrs_decor_sqlalchemy import LogSettings, LogTableBroker, SqlAlchemyStore
 from tests.fault import unsafe
 from tests.fault.oracle import Sink
 
-LEASE_S = 1.2
+LEASE_S = 1.5
+SESSION_S = 3
 BATCH = 20
 PREFETCH = 40
 TOPIC = os.environ.get("FAULT_TOPIC", "entries")
@@ -172,7 +173,7 @@ def _broker(where: str, store: SqlAlchemyStore) -> Any:
     if where == "log":
         settings = LogSettings(lease=timedelta(seconds=LEASE_S), beat=timedelta(seconds=LEASE_S / 4))
         return LogTableBroker.over(store.database, settings=settings)
-    return KafkaBroker.from_url(f"{where}?session_timeout_s={LEASE_S}&heartbeat_interval_s={LEASE_S / 4}")
+    return KafkaBroker.from_url(f"{where}?session_timeout_s={SESSION_S}&heartbeat_interval_s={SESSION_S / 6}")
 
 
 # --- dying ------------------------------------------------------------------------------------------------------------

@@ -155,7 +155,14 @@ class World:
         )
 
     async def check(self) -> None:
-        """Every invariant. Call it when everything is quiet."""
+        """Every invariant. Call it when everything is quiet. What the processes logged stands below a failure."""
+        try:
+            await self._check()
+        except AssertionError as error:
+            error.add_note(self.logs())
+            raise
+
+    async def _check(self) -> None:
         committed, effects = await self.ledger.committed(), await self.ledger.effects()
         deliveries = self.deliveries()
         assert committed, "nothing was committed: this run proves nothing"
@@ -184,9 +191,6 @@ async def world_of(
         await world.ledger.create(AGGREGATES)
         Sink.create(folder / "sink.db")
         yield world
-    except BaseException as error:
-        error.add_note(world.logs())
-        raise
     finally:
         await world.close()
 
