@@ -13,7 +13,7 @@ help:
 	@echo "make test           unit tests on every Python found, then all tests, with real servers"
 	@echo "make lint           style, types, import contracts, spelling"
 	@echo "make format         apply what the formatter and the safe fixes know"
-	@echo "make fault          the tests that kill, cut and freeze things"
+	@echo "make fault          the tests that kill, cut and freeze things, ten seeds each (RUNS=, SEED=)"
 	@echo "make bench          ratios, measured in one run on this machine"
 	@echo "make docs           build the documentation, links checked"
 	@echo "make services-up    leave PostgreSQL, MariaDB and Kafka running between runs; make services-down ends them"
@@ -39,7 +39,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 fault: $(STAMP) servers
-	$(BIN)/pytest tests/fault
+	RUNS=$${RUNS:-10} $(BIN)/pytest tests/fault
 
 bench: $(STAMP) servers
 	$(BIN)/python -m tests.benchmarks
