@@ -423,11 +423,16 @@ def _made_or_called_at_startup(configuration: Configuration, snapshot: Snapshot)
     )
 
 
+def _signed(target: Any) -> Any:
+    """Whose signature says what `target` needs when it is called: a class is called through its constructor."""
+    return target.__init__ if isinstance(target, type) else target
+
+
 def _faults_of_call(target: Any, graphs: GraphBuilder) -> list[CqrsDecorError]:
     made = isinstance(target, type)
     where = source_place(target)
     try:
-        parameters, _ = read_signature(getattr(target, "__init__") if made else target, where, skip_self=made)
+        parameters, _ = read_signature(_signed(target), where, skip_self=made)
     except ExceptionGroup as group:
         return [error for error in group.exceptions if isinstance(error, CqrsDecorError)]
     return graphs.draw(parameters, where, app_scope=True).faults
@@ -638,7 +643,7 @@ class _Running:
         if not isinstance(middleware, type):
             return middleware
         where = source_place(middleware)
-        parameters, _ = read_signature(middleware.__init__, where, skip_self=True)
+        parameters, _ = read_signature(_signed(middleware), where, skip_self=True)
         graph = self.parts.graphs.draw(parameters, where, app_scope=True)
         if graph.faults:
             raise StartupError(f"{where} cannot be made.", graph.faults)

@@ -1,10 +1,12 @@
 """Bytes to message and back. A seam: plugins bring other encodings under the group `cqrs_decor.codecs`."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import orjson
 from pydantic import BaseModel, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from cqrs_decor._text import qualified_name
 from cqrs_decor.envelope import JSON
@@ -92,13 +94,13 @@ def _reading_error(message_type: type[Any], error: ValidationError) -> Undecodab
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     if faults and faults[0]["type"] == "json_invalid":
         return UndecodableBodyError(message_type.__name__, "it is not JSON")
-    return PayloadInvalidError(message_type.__name__, validation_faults(faults))
+    return PayloadInvalidError(message_type.__name__, validation_faults(faults, quotes_nothing=True))
 
 
 def _encoder(message_type: type[Any]) -> Callable[[Any], bytes]:
     if issubclass(message_type, BaseModel):
         return lambda message: message.__pydantic_serializer__.to_json(message)
-    return orjson.dumps
+    return partial(orjson.dumps, default=to_jsonable_python)  # orjson alone knows no Decimal
 
 
 def _decoder(message_type: type[Any]) -> Callable[[bytes], Any]:

@@ -4,6 +4,7 @@ The codes are explained one by one in docs/checks.md: 1xx definitions and start-
 4xx stores, 5xx brokers, 6xx messages from the wire, 7xx plugins and settings.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -525,7 +526,7 @@ class LaneLostError(StoreError):
     def __init__(self, owner: str, lanes: Sequence[int]) -> None:
         self.owner, self.lanes = owner, tuple(lanes)
         super().__init__(
-            f"Relay {owner} no longer holds lanes {listed(map(str, lanes))}; nothing was written.",
+            f"Relay {owner} no longer holds lanes {', '.join(map(str, sorted(lanes)))}; nothing was written.",
             fix="none needed: the new owner carries on; if it happens often, lengthen the lease",
         )
 
@@ -695,6 +696,10 @@ class BodyTooLargeError(WireError):
 # --- 7xx: plugins and settings --------------------------------------------------------------------------------------
 
 
+_SECRET = re.compile(r"((?://|:)[^:/@]*:).*@")
+"""What stands between a user's name and the host of a URL, however broken the rest of it is."""
+
+
 class ConfigurationError(CqrsDecorError):
     """The configuration cannot be followed."""
 
@@ -740,6 +745,7 @@ class BadUrlError(ConfigurationError):
     code = "CD704"
 
     def __init__(self, what: str, url: str, reason: str, example: str) -> None:
+        url = _SECRET.sub(r"\1***@", url)
         self.what, self.url, self.reason = what, url, reason
         super().__init__(f"The {what} URL {url!r} cannot be read: {reason}.", fix=f"write it like {example}")
 
@@ -760,6 +766,24 @@ class UnsupportedError(ConfigurationError):
         super().__init__(f"{part} cannot {feature}.", fix=fix)
 
 
-def validation_faults(errors: Sequence[Any]) -> list[tuple[str, str]]:
-    """Turn pydantic's error list into (field path, reason) pairs, leaving the values out."""
-    return [(".".join(str(part) for part in error["loc"]), str(error["msg"])) for error in errors]
+_MAY_QUOTE = {
+    "union_tag_invalid": "its tag is none of those expected",
+    "value_error": "a validator of the class refuses it",
+    "assertion_error": "a validator of the class refuses it",
+}
+
+
+def validation_faults(errors: Sequence[Any], *, quotes_nothing: bool = False) -> list[tuple[str, str]]:
+    """Turn pydantic's error list into (field path, reason) pairs, leaving the values out.
+
+    Args:
+        errors: As `ValidationError.errors()` gives them.
+        quotes_nothing: Also leave out the words of the user's own validators, which may quote a value.
+    """
+
+    def reason(error: Any) -> str:
+        kind = error.get("type", "")
+        hidden = kind in _MAY_QUOTE and (quotes_nothing or kind == "union_tag_invalid")
+        return _MAY_QUOTE[kind] if hidden else str(error["msg"])
+
+    return [(".".join(str(part) for part in error["loc"]), reason(error)) for error in errors]

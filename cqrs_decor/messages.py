@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar, Unpack, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, ForwardRef, Generic, Literal, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 
@@ -107,6 +107,8 @@ def _generic_result(cls: type[Any]) -> Any:
 
 
 def _resolved(argument: Any, owner: type[Any]) -> Any:
+    if isinstance(argument, ForwardRef):
+        argument = argument.__forward_arg__
     if not isinstance(argument, str):
         return NOT_SAID if isinstance(argument, TypeVar) else argument
     holder = type("holder", (), {"__annotations__": {"it": argument}, "__module__": owner.__module__})

@@ -100,7 +100,11 @@ class UnitOfWork:
             self._lock = self._lock or anyio.Lock()
             async with self._lock:
                 if self.transaction is None:
-                    self.transaction = await self._begin()
+                    transaction = await self._begin()
+                    if self._pending:
+                        transaction.add(self._pending)  # before those that are emitted from now on
+                        self._pending = []
+                    self.transaction = transaction
         return self.transaction
 
     def resource(self, kind: type[T]) -> T:
@@ -143,9 +147,7 @@ class UnitOfWork:
             if self.holds(mark):
                 raise JoinedDispatchFailedError(message)
         if self._pending:
-            transaction = await self.open()
-            transaction.add(self._pending)
-            self._pending = []
+            await self.open()
         if self.joined:
             return
         if self.transaction is not None:
@@ -154,7 +156,10 @@ class UnitOfWork:
             reach("uow.after_commit")
         self._closed = True
         for callback in self._after_commit:
-            await callback()
+            try:
+                await callback()
+            except Exception:  # it has been committed: a failure from here on is no failure of the command
+                _logger.exception("a callback after the commit failed", extra={"action": "after_commit_failed"})
 
     async def rollback(self) -> None:
         """Undo. Cancellation does not interrupt it, so that no connection is left in the middle of something."""

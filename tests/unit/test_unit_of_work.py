@@ -285,7 +285,6 @@ async def test_work_done_at_a_mark_is_held_until_its_savepoint_is_undone() -> No
     assert (work.holds(before), work.holds(inside)) == (True, False)
 
 
-@pytest.mark.xfail(reason="what was emitted before the transaction was open is added behind what came later")
 async def test_events_are_stored_in_the_order_in_which_they_were_emitted() -> None:
     """A handler emits, then something opens the transaction, then another event follows: of one key, perhaps."""
     begin = Begun()
