@@ -103,8 +103,12 @@ def note_undone(transaction: SessionTransaction | NestedTransaction) -> None:
 
 
 def savepoint_of(connection: Connection) -> NestedTransaction | None:
-    """The innermost open savepoint."""
-    return connection.get_nested_transaction()
+    """The innermost open savepoint; SQLAlchemy names an inner one even when the one around it was rolled back first."""
+    savepoint = connection.get_nested_transaction()
+    while savepoint is not None and savepoint in _undone:
+        outer: Any = savepoint
+        savepoint = outer._previous_nested
+    return savepoint
 
 
 def _on_begin(connection: Connection) -> None:

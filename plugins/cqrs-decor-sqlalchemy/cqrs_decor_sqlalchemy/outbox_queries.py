@@ -3,6 +3,7 @@
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Function,
     SmallInteger,
     Text,
     any_,
@@ -53,7 +54,9 @@ class OutboxQueries:
             .order_by(lanes.lane)
             .with_for_update()
         )
-        self.look_at_lanes = select(lanes.lane, lanes.fence).where(self._among(lanes.lane, "lanes", SmallInteger()))
+        self.look_at_lanes = select(lanes.lane, lanes.fence, *_planner_settings(dialect)).where(
+            self._among(lanes.lane, "lanes", SmallInteger())
+        )
         self.take_lanes = (
             update(tables.lanes)
             .where(self._among(lanes.lane, "lanes", SmallInteger()))
@@ -70,9 +73,9 @@ class OutboxQueries:
             .values(owner=null(), lease_until=null(), claimed_first=null(), claimed_last=null())
         )
 
-        # --- claim: index (lane, id), or the primary key where the lanes are most of the table; for each record
-        # index (lane, topic, key, record_id) of the holds. The time is read once: were it read per record, an earlier
-        # record of a key could be found not yet due and a later one due.
+        # --- claim: the primary key, read in its order until there are enough, past the records of others' lanes; for
+        # each record index (lane, topic, key, record_id) of the holds. The time is read once: were it read per record,
+        # an earlier record of a key could be found not yet due and a later one due.
 
         moment = select(DatabaseNow()).scalar_subquery()
         held_back = exists().where(
@@ -98,12 +101,15 @@ class OutboxQueries:
                 outbox.attempts,
             )
             .where(
-                self._among(outbox.lane, "lanes", SmallInteger()),
+                # SQLite takes an index for every column that stands alone, and sorts all pending records afterwards.
+                self._among(outbox.lane + 0 if dialect == "sqlite" else outbox.lane, "lanes", SmallInteger()),
                 or_(outbox.due_at.is_(None), outbox.due_at <= moment),
                 not_(held_back),
             )
             .order_by(outbox.id)
             .limit(bindparam("limit"))
+            .with_hint(tables.outbox, "FORCE INDEX (PRIMARY)", "mysql")
+            .with_hint(tables.outbox, "FORCE INDEX (PRIMARY)", "mariadb")
         )
         self.claim_beside = self.claim.where(self._not_among(outbox.id, "in_flight"))
 
@@ -188,3 +194,14 @@ class OutboxQueries:
         if self._arrays:
             return column.not_in(select(func.unnest(bindparam(name, type_=ARRAY(BigInteger())))))
         return column.not_in(bindparam(name, expanding=True, literal_execute=True, type_=BigInteger()))
+
+
+def _planner_settings(dialect: str) -> list[Function[str]]:
+    """Settings for the rest of the transaction, at no round trip of their own.
+
+    The table is filled and emptied all the time, so that its statistics are wrong more often than not. PostgreSQL then
+    sorts all that waits to find its beginning: 66 ms instead of 0.6 ms at 20,000 records, and it grows with them.
+    """
+    if dialect != "postgresql":
+        return []
+    return [func.set_config(name, "off", True) for name in ("enable_sort", "enable_bitmapscan", "jit")]

@@ -22,9 +22,10 @@ class Notes:
         pending: Rows added before the session had a connection.
         ledger: That of its connection, once there is one.
         guard: Of a session of the store's own.
+        committed: What was committed and is about to end.
     """
 
-    __slots__ = ("connection", "database", "guard", "ledger", "pending")
+    __slots__ = ("committed", "connection", "database", "guard", "ledger", "pending")
 
     def __init__(self, database: Database, guard: Guard | None = None) -> None:
         self.database = database
@@ -32,6 +33,7 @@ class Notes:
         self.pending: list[Entry] = []
         self.ledger: Ledger | None = None
         self.connection: Connection | None = None
+        self.committed: SessionTransaction | None = None
 
     def mark(self, session: Session) -> Mark:
         innermost = session.get_nested_transaction() or session.get_transaction()
@@ -206,23 +208,30 @@ def _before_commit(session: Session) -> None:
         raise TypeError(f"This session is bound to {shown(connection.engine.url)}, not to {notes.database.name}.")
 
 
-def _after_soft_rollback(session: Session, previous_transaction: SessionTransaction) -> None:
-    if session in _notes:
-        note_undone(previous_transaction)
+def _after_commit(session: Session) -> None:
+    """The innermost savepoint was released, or the root committed."""
+    notes = _notes.get(session)
+    if notes is not None:
+        notes.committed = session.get_nested_transaction() or session.get_transaction()
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    """What ends without a commit is undone. No event says so: after a failed flush a savepoint is closed in silence."""
     notes = _notes.get(session)
-    if notes is None or transaction.parent is not None:
+    if notes is None or not (transaction.nested or transaction.parent is None):
         return
-    notes.detach()
-    if notes.guard is not None and not notes.guard.ending:
-        notes.guard.broken = notes.guard.broken or "rollback"
+    if transaction is not notes.committed:
+        note_undone(transaction)
+    notes.committed = None
+    if transaction.parent is None:
+        notes.detach()
+        if notes.guard is not None and not notes.guard.ending:
+            notes.guard.broken = notes.guard.broken or "rollback"
 
 
 _LISTENERS: dict[str, Any] = {
     "after_begin": _after_begin,
     "before_commit": _before_commit,
-    "after_soft_rollback": _after_soft_rollback,
+    "after_commit": _after_commit,
     "after_transaction_end": _after_transaction_end,
 }
