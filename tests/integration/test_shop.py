@@ -1,6 +1,7 @@
 """The example shop under load, while its processes are killed: what its ledgers say is what arrived, once and in order.
 
 A small run by default. The full one: ORDERS=20000 CLIENTS=8 KILLS=10 pytest -s tests/integration/test_shop.py
+The negative control, in which effects must be doubled: CONTROL=1 pytest -s tests/integration/test_shop.py
 """
 
 import asyncio
@@ -34,6 +35,7 @@ ORDERS = int(os.environ.get("ORDERS", "1500"))
 CLIENTS = int(os.environ.get("CLIENTS", "8"))
 KILLS = int(os.environ.get("KILLS", "2"))
 WEB_KILLS = max(1, KILLS * 3 // 10)
+CONTROL = os.environ.get("CONTROL") == "1"
 SEED = int(os.environ.get("SEED", str(random.randrange(1_000_000))))
 
 # Generous: a busy machine places some ten orders a second.
@@ -47,6 +49,19 @@ pytestmark = [pytest.mark.service("postgres"), pytest.mark.service("kafka")]
 SHOP = Path(__file__).parents[2] / "examples" / "shop"
 TOPICS = {"shop": "shop.orders", "billing": "billing.invoices"}
 READS = {"shop": "billing.invoices", "billing": "shop.orders"}
+
+# The negative control: the inbox notes messages as ever, and lets every repeat pass.
+WITHOUT_INBOX = """
+from cqrs_decor_sqlalchemy.inbox import SqlAlchemyInbox
+
+note = SqlAlchemyInbox.record
+
+async def record(self, *arguments):
+    await note(self, *arguments)
+    return True
+
+SqlAlchemyInbox.record = record
+"""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -106,6 +121,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """The shop, installed as a wheel, on servers of its own: topics and groups have fixed names."""
     packages = tmp_path_factory.mktemp("installed")
     _install_shop(packages)
+    (packages / "without_inbox.py").write_text(WITHOUT_INBOX)
     with ExitStack() as servers:
         postgres = servers.enter_context(PostgresServer())
         kafka = servers.enter_context(KafkaServer(options={"group.min.session.timeout.ms": "1000"}))
@@ -113,13 +129,14 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         reader = threading.Thread(target=stage.read)
         reader.start()
         try:
-            wait_until(stage.answers, limit_s=60, what="the shop answers")
+            wait_until(stage.answers, limit_s=180, what="the shop answers")
             yield stage
         finally:
             with stage.process:
                 stage.process.send_signal(signal.SIGINT)
                 stage.process.wait(timeout=60)
                 reader.join()
+            print("".join(stage.output[-50:]))
     assert stage.process.returncode == 0, "".join(stage.output)
     assert not [pid for pid in stage.pids.values() if psutil.pid_exists(pid)], "Ctrl-C left processes behind"
 
@@ -134,10 +151,11 @@ def _start(packages: Path, postgres: PostgresServer, kafka: KafkaServer) -> Stag
     # Short leases and sessions: what a killed process held goes to the next one within seconds.
     broker = f"{kafka.url()}?session_timeout_s=3&heartbeat_interval_s=0.5"
     path = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "CQRS_DECOR_LEASE_S": "2"}
+    handlers = "sink,without_inbox" if CONTROL else "sink"
+    settings = {"PYTHONPATH": path, "CQRS_DECOR_LEASE_S": "2", "CQRS_DECOR_HANDLERS": handlers}
     process = subprocess.Popen(
         [sys.executable, "-m", "shop.up", "--postgres", postgres.url(), "--kafka", broker, "--port", str(port)],
-        env=environment,
+        env={**os.environ, **settings},
         cwd=packages,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -178,15 +196,38 @@ async def test_kills_lose_nothing_double_nothing_and_reorder_nothing(stage: Stag
             tasks.create_task(killer.kill_all(f"{service} relay", KILLS, killer.pending_records(service)))
             tasks.create_task(killer.kill_all(f"{service} worker", KILLS, killer.unacknowledged(service)))
     began = time.monotonic()
-    quiet = await _reached(lambda: _is_quiet(stage), LIMIT_S)
+    quiet = await _reached(lambda: _is_quiet(stage), LIMIT_S if not CONTROL else KILL_WITHIN_S)
     print(f"\nseed {SEED}: {load}")
     print(f"kills: {dict(killer.kills)}; all was quiet {time.monotonic() - began:.1f} s after the last order and kill")
 
     found = violations(stage, load, await _published(stage), sum(killer.kills.values()))
+    if CONTROL:
+        assert any(text.startswith("I3") for text in found), "no effect was doubled: the test would not notice"
+        return
     assert found == [], f"seed {SEED}"
     assert quiet, "the outboxes did not become empty"
     expected = dict.fromkeys((f"{service} {loop}" for service in TOPICS for loop in ("relay", "worker")), KILLS)
     assert killer.kills == expected | {"shop web": WEB_KILLS}
+
+
+A1, A2, A3, B1 = (Event("shop.order-placed", key, number) for key, number in (("a", 1), ("a", 2), ("a", 3), ("b", 1)))
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "found"),
+    [
+        pytest.param([(A1, "1"), (B1, "3"), (A2, "2"), (A1, "1")], [], id="a late repeat is no fault"),
+        pytest.param([(A1, "1"), (A2, "2")], ["I1"], id="lost"),
+        pytest.param([(A1, "1"), (A2, "2"), (B1, "3"), (A3, "4")], ["I2"], id="ghost"),
+        pytest.param([(A2, "2"), (A1, "1"), (B1, "3")], ["I4"], id="out of order"),
+        pytest.param([(A1, "1"), (A2, "2"), (B1, "3"), (A1, "4")], ["I5"], id="a repeat under another id"),
+    ],
+)
+def test_the_oracle_notices(arrivals: list[tuple[Event, str]], found: list[str]) -> None:
+    """An oracle that finds nothing must be one that can find something."""
+    violated = _delivery_violations({A1, A2, B1}, [Arrival(event, message_id) for event, message_id in arrivals])
+
+    assert [text[:2] for text in violated] == found
 
 
 # --- the oracle -------------------------------------------------------------------------------------------------------
@@ -364,18 +405,16 @@ class Killer:
         return in_flight
 
     def unacknowledged(self, service: str) -> InFlight:
-        """Messages handed to handlers by the living worker, while the group's positions do not cover all that were."""
-        seen, newest = 0, 0
+        """What the living worker has committed and Kafka does not know of yet: it will be delivered again."""
+        seen = committed_before = committed = 0
 
         async def in_flight() -> set[Any]:
-            nonlocal seen, newest
-            query = "SELECT max(id), count(DISTINCT message_id) FROM deliveries WHERE consumer LIKE %s"
-            [(last, delivered)] = await asyncio.to_thread(self.stage.rows, "sink", query, f"{service}.%")
+            nonlocal seen, committed_before, committed
             if self.kills[f"{service} worker"] != seen:
-                seen, newest = self.kills[f"{service} worker"], last or 0
-            if (last or 0) <= newest or delivered <= await self._acknowledged(service):
-                return set()
-            return {"unacknowledged"}
+                seen, committed_before = self.kills[f"{service} worker"], committed
+            [(committed,)] = await asyncio.to_thread(self.stage.rows, service, "SELECT count(*) FROM cqrs_inbox")
+            known = await self._acknowledged(service)
+            return set(range(known, committed)) if committed > committed_before else set()
 
         return in_flight
 

@@ -9,7 +9,7 @@ from cqrs_decor import emit, event_handler
 
 @event_handler(name="issue_invoice")
 async def issue_invoice(event: OrderPlaced, session: AsyncSession) -> None:
-    session.add(Invoice(order_number=event.number, amount=event.total))
+    await session.merge(Invoice(order_number=event.number, amount=event.total, sequence=1))
     session.add(Posting(order_number=event.number, amount=event.total))
     emit(InvoiceIssued(order_number=event.number, sequence=1, amount=event.total))
 

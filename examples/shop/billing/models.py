@@ -19,7 +19,7 @@ class Invoice(Base):
 
     order_number: Mapped[str] = mapped_column(String(40), primary_key=True)
     amount: Mapped[int]
-    sequence: Mapped[int] = mapped_column(default=1)
+    sequence: Mapped[int]
 
 
 class Posting(Base):

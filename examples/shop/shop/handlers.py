@@ -32,12 +32,13 @@ async def place_order(command: PlaceOrder, session: AsyncSession) -> OrderView:
         sku=command.sku,
         quantity=command.quantity,
         total=command.quantity * stock.price,
+        status="placed",
+        billed=0,
         placed_sequence=stock.next_sequence(),
     )
     session.add(order)
     emit(StockReserved(sku=order.sku, order_number=order.number, quantity=order.quantity))
     emit(OrderPlaced(sku=order.sku, sequence=order.placed_sequence, number=order.number, total=order.total))
-    await session.flush()
     return OrderView.model_validate(order)
 
 

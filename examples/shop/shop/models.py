@@ -47,8 +47,8 @@ class Order(Base):
     sku: Mapped[str] = mapped_column(ForeignKey("stock.sku"))
     quantity: Mapped[int]
     total: Mapped[int]
-    status: Mapped[Status] = mapped_column(String(10), default="placed")
-    billed: Mapped[int] = mapped_column(default=0)
+    status: Mapped[Status] = mapped_column(String(10))
+    billed: Mapped[int]
     placed_sequence: Mapped[int]
     cancelled_sequence: Mapped[int | None] = mapped_column(default=None)
 

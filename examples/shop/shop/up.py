@@ -94,7 +94,7 @@ def _environment(servers: Servers, service: str) -> Mapping[str, str]:
         "CQRS_DECOR_APP": f"{service}.main:cqrs",
         "CQRS_DECOR_DATABASE": servers.database(service),
         "CQRS_DECOR_BROKER": servers.kafka,
-        "CQRS_DECOR_HANDLERS": "sink",
+        "CQRS_DECOR_HANDLERS": os.environ.get("CQRS_DECOR_HANDLERS", "sink"),
         "SINK_DATABASE": servers.database("sink"),
     }
 
@@ -123,6 +123,7 @@ async def _keep_running(part: Part, stop: asyncio.Event) -> None:
     stopped = asyncio.ensure_future(stop.wait())
     while not stop.is_set():
         process = await _start(part)
+        print(f"{part.name}: pid {process.pid}", flush=True)
         ended = asyncio.ensure_future(process.wait())
         await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
@@ -136,9 +137,7 @@ async def _keep_running(part: Part, stop: asyncio.Event) -> None:
 async def _start(part: Part) -> Process:
     """In a session of its own: Ctrl-C reaches this process only, which passes it on once."""
     environment = {**os.environ, **part.environment}
-    process = await asyncio.create_subprocess_exec(*part.command, env=environment, start_new_session=True)
-    print(f"{part.name}: pid {process.pid}", flush=True)
-    return process
+    return await asyncio.create_subprocess_exec(*part.command, env=environment, start_new_session=True)
 
 
 async def _stop(process: Process) -> None:
