@@ -423,9 +423,12 @@ def _made_or_called_at_startup(configuration: Configuration, snapshot: Snapshot)
     )
 
 
+_CONSTRUCTOR = "__init__"
+
+
 def _signed(target: Any) -> Any:
     """Whose signature says what `target` needs when it is called: a class is called through its constructor."""
-    return target.__init__ if isinstance(target, type) else target
+    return getattr(target, _CONSTRUCTOR) if isinstance(target, type) else target
 
 
 def _faults_of_call(target: Any, graphs: GraphBuilder) -> list[CqrsDecorError]:

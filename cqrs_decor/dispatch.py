@@ -150,10 +150,11 @@ class _SourceWriter:
             return self._names["_0"]  # type: ignore[no-any-return]  # the handler itself
         return self._run("\n    ".join(["async def call(message):", *body]))
 
-    def _run(self, source: str) -> Any:
+    def _run(self, source: str) -> Callable[..., Awaitable[Any]]:
         scope: dict[str, Any] = dict(self._names)
         exec(compile(source, "<compiled handler call>", "exec"), scope)  # noqa: S102 - our own lines, no user text but names
-        return scope["call"]
+        call: Callable[..., Awaitable[Any]] = scope["call"]
+        return call
 
     def _expression(self, node: Node) -> str:
         if isinstance(node, FromContext):
