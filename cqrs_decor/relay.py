@@ -124,7 +124,8 @@ class Relay:
         return len(self._lanes)
 
     async def run(self) -> None:
-        """Relay until stopped or cancelled, then give the lanes back."""
+        """Relay until stopped or cancelled, then give the lanes back. It can be run again after a failure."""
+        self._in_flight, self._blocked, self._claimed, self._settled = set(), {}, 0, 0
         to_publish, claimed = anyio.create_memory_object_stream[_Batch](1)
         to_settle, published = anyio.create_memory_object_stream[_Batch](1)
         try:
