@@ -45,7 +45,7 @@ bench: $(STAMP) servers
 	$(BIN)/python -m tests.benchmarks
 
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 services-up: $(STAMP) servers
 	$(BIN)/python -m tests.services up
