@@ -88,6 +88,17 @@ print(json.dumps(sorted(name for name in sys.modules if name.startswith(heavy)))
     assert in_a_fresh_process(code) == []
 
 
+def test_importing_leaves_out_what_only_a_running_app_needs() -> None:
+    """Settings are read and retries are made later: a script that only defines messages does not pay for them."""
+    code = """
+import json, sys
+import cqrs_decor
+later = ("stamina", "tenacity", "pydantic_settings", "dotenv", "importlib_metadata")
+print(json.dumps(sorted(name for name in sys.modules if name.startswith(later))))
+"""
+    assert in_a_fresh_process(code) == []
+
+
 def test_the_library_alone_imports_no_test_tools() -> None:
     """A service in production needs no pytest."""
     code = """
