@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cqrs_decor.app import App, Parts
+from cqrs_decor.environment import completed
 from cqrs_decor.settings import PREFIX, Settings
 
 _URLS = ("broker", "database")
@@ -66,7 +67,7 @@ def _is_from_environment(name: str, settings: Settings) -> bool:
     """A value that was given stands before one in the environment: they are told apart by comparing."""
     if _variable(name) not in {variable.upper() for variable in os.environ}:
         return False
-    return bool(getattr(Settings(), name) == getattr(settings, name))
+    return bool(getattr(completed(None), name) == getattr(settings, name))
 
 
 def _plain(value: Any) -> str:

@@ -20,6 +20,8 @@ from cqrs_decor.cli.signals import StopSignals
 _logger = logging.getLogger(__name__)
 
 _EVERY_S = {"terminal": 1.0, "json": 10.0, "log": 60.0}
+_ASK_EVERY_S = 5.0
+"""The line on a terminal asks the database less often than it is drawn."""
 
 ShowStatus = Callable[[App], Coroutine[Any, Any, None]]
 
@@ -65,7 +67,8 @@ def _way_to_show(screen: Screen, log_format: logs.LogFormat | None, every_s: flo
     if screen.json:
         return partial(status.show_lines, every_s=every_s or _EVERY_S["json"])
     if screen.err.is_terminal and log_format is None:
-        return partial(status.show_live, console=screen.err, every_s=every_s or _EVERY_S["terminal"])
+        shown_s, asked_s = every_s or _EVERY_S["terminal"], every_s or _ASK_EVERY_S
+        return partial(status.show_live, console=screen.err, every_s=shown_s, ask_every_s=asked_s)
     return partial(status.log_lines, every_s=every_s or _EVERY_S["log"])
 
 

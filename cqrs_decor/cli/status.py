@@ -16,9 +16,6 @@ from cqrs_decor.errors import BrokerUnavailableError, StoreUnavailableError
 
 _logger = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 5.0
-"""What costs a query is looked at no more often: counters in this process cost nothing."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
@@ -60,18 +57,25 @@ class Reading:
         lanes = "-" if self.lanes_held is None else f"{self.lanes_held}/{self.lanes}"
         lag = "-" if self.waiting.lag_s is None else _brief(self.waiting.lag_s)
         return (
-            f"published {self.published_per_s:.0f}/s  handled {self.handled_per_s:.0f}/s  "
+            f"published {_number(self.published_per_s)}/s  handled {_number(self.handled_per_s)}/s  "
             f"pending {_number(self.waiting.pending)}  parked {_number(self.waiting.parked)}  "
             f"lanes {lanes}  lag {lag}"
         )
 
 
 class Watch:
-    """Takes readings of a running app."""
+    """Takes readings of a running app.
 
-    def __init__(self, app: App, clock: Clock) -> None:
+    Args:
+        app: It runs.
+        clock: Time.
+        ask_every_s: What costs a query is asked no more often; the counters of this process cost nothing.
+    """
+
+    def __init__(self, app: App, clock: Clock, ask_every_s: float) -> None:
         self._app = app
         self._clock = clock
+        self._ask_every_s = ask_every_s
         self._looked = clock.elapsed()
         self._asked: float | None = None
         self._published = 0
@@ -84,7 +88,7 @@ class Watch:
         handled = self._handled if worker is None else worker.handled
         now = self._clock.elapsed()
         seconds = max(now - self._looked, 1e-6)
-        if self._asked is None or now - self._asked >= _LOOK_EVERY_S:
+        if self._asked is None or now - self._asked >= self._ask_every_s:
             self._waiting, self._asked = await self._ask(), now
         reading = Reading(
             published=published,
@@ -109,27 +113,29 @@ class Watch:
         return Waiting(pending=backlog.pending, parked=parked, lag_s=round(lag, 3), to_consume=to_consume)
 
 
-async def show_live(app: App, console: Console, every_s: float) -> None:
+async def show_live(app: App, console: Console, every_s: float, ask_every_s: float) -> None:
     """Keep one line at the bottom of the terminal up to date, until cancelled."""
+    watch = Watch(app, SystemClock(), ask_every_s)
     with Live(Text("starting"), console=console, auto_refresh=False, transient=True) as live:
-        await _repeat(app, every_s, lambda reading: live.update(_on_terminal(reading, console), refresh=True))
+        await _repeat(watch, every_s, lambda reading: live.update(_on_terminal(reading, console), refresh=True))
 
 
 async def show_lines(app: App, every_s: float) -> None:
     """Write a JSON line now and then, until cancelled."""
-    await _repeat(app, every_s, lambda reading: write_line({"status": "running", **reading.document()}))
+    watch = Watch(app, SystemClock(), ask_every_s=0)
+    await _repeat(watch, every_s, lambda reading: write_line({"status": "running", **reading.document()}))
 
 
 async def log_lines(app: App, every_s: float) -> None:
     """Log now and then, until cancelled."""
+    watch = Watch(app, SystemClock(), ask_every_s=0)
     await _repeat(
-        app, every_s, lambda reading: _logger.info("running", extra={"action": "status", **reading.document()})
+        watch, every_s, lambda reading: _logger.info("running", extra={"action": "status", **reading.document()})
     )
 
 
-async def _repeat(app: App, every_s: float, show: Callable[[Reading], None]) -> None:
+async def _repeat(watch: Watch, every_s: float, show: Callable[[Reading], None]) -> None:
     clock = SystemClock()
-    watch = Watch(app, clock)
     while True:
         try:
             show(await watch.read())
@@ -144,8 +150,12 @@ def _on_terminal(reading: Reading, console: Console) -> Text:
     return text
 
 
-def _number(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"
+def _number(value: float | None) -> str:
+    if value is None:
+        return "?"
+    if value < 10_000:
+        return f"{value:,.0f}"
+    return f"{value / 1_000:,.0f}k" if value < 10_000_000 else f"{value / 1_000_000:,.0f}M"
 
 
 def _brief(seconds: float) -> str:
