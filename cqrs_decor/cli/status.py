@@ -153,14 +153,17 @@ def _on_terminal(reading: Reading, console: Console) -> Text:
 def _number(value: float | None) -> str:
     if value is None:
         return "?"
-    if value < 10_000:
-        return f"{value:,.0f}"
-    return f"{value / 1_000:,.0f}k" if value < 10_000_000 else f"{value / 1_000_000:,.0f}M"
+    if value < 1_000:
+        return f"{value:.0f}"
+    for size, letter in ((1_000, "k"), (1_000_000, "M")):
+        if value < 1_000 * size:
+            return f"{value / size:.1f}{letter}" if value < 10 * size else f"{value / size:.0f}{letter}"
+    return f"{value / 1_000_000_000:.0f}G"
 
 
 def _brief(seconds: float) -> str:
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}s"
     if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+        return f"{seconds / 60:.0f}m"
+    return f"{seconds / 3600:.1f}h"

@@ -54,7 +54,7 @@ async def test_rates_are_counted_between_two_looks(app: Any) -> None:
     reading = await watch.read()
 
     assert (reading.published_per_s, reading.handled_per_s) == (25.0, 10.0)
-    assert reading.line() == ("published 25/s  handled 10/s  pending 1,234  parked 2  lanes 30/32  lag 2 min")
+    assert reading.line() == ("published 25/s  handled 10/s  pending 1.2k  parked 2  lanes 30/32  lag 2m")
 
 
 async def test_the_line_fits_into_80_columns(app: Any) -> None:
