@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import anyio
@@ -56,8 +57,12 @@ class Database:
         except (SQLAlchemyError, OSError) as error:
             raise self.translated(error) from error
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, limit: timedelta | None = None) -> T:
         """Run `work` in a transaction and commit it; again when the database chose it to give way to another.
+
+        Args:
+            work: What to do with the connection.
+            limit: When it counts as failed, where the setting `timeout` is too short for it.
 
         Raises:
             StoreUnavailableError, StoreAccessError, SchemaMissingError: By what the driver says. A commit that was
@@ -65,7 +70,7 @@ class Database:
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                with anyio.fail_after(self.settings.timeout.total_seconds()):
+                with anyio.fail_after((limit or self.settings.timeout).total_seconds()):
                     async with self._transaction() as connection:
                         return await work(connection)
             except (SQLAlchemyError, OSError) as error:
@@ -125,9 +130,12 @@ async def _session_settings(connection: AsyncConnection, settings: StoreSettings
 
 
 def _mysql_settings(connection: AsyncConnection, settings: StoreSettings) -> dict[str, str]:
-    """MySQL knows no idle limit for transactions, and calls the isolation level differently."""
+    """MySQL knows no idle limit for transactions, and calls the isolation level differently.
+
+    MariaDB's `idle_write_transaction_timeout` does not do: it overlooks a transaction that has only locked rows.
+    """
     dialect: Any = connection.dialect
     if not dialect.is_mariadb:
         return {"transaction_isolation": "'READ-COMMITTED'"}
     limit_s = round(settings.idle_limit.total_seconds())
-    return {"tx_isolation": "'READ-COMMITTED'", "idle_write_transaction_timeout": str(limit_s)}
+    return {"tx_isolation": "'READ-COMMITTED'", "idle_transaction_timeout": str(limit_s)}

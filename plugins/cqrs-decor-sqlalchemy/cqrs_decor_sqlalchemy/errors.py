@@ -45,7 +45,7 @@ def translated(error: Exception, store: str, tables: tuple[str, ...] = ()) -> Ex
         code = code_of(cause)
         if code in _TABLE_MISSING or _is_missing_on_sqlite(cause):
             return SchemaMissingError(store, tables)
-        if code in _ACCESS or code in _ACCESS_SQLITE:
+        if code in _ACCESS or code in _ACCESS_SQLITE or _is_refused_by_psycopg(cause):
             return StoreAccessError(store, reason_of(cause))
         if _says_away(cause):
             return StoreUnavailableError(store, reason_of(cause))
@@ -82,6 +82,8 @@ def _says_away(error: BaseException) -> bool:
     code = code_of(error)
     if code is not None:
         return code in _AWAY or code in _AWAY_SQLITE or (isinstance(code, str) and code.startswith(_AWAY_CLASSES))
+    if _is_refused_by_psycopg(error):
+        return False
     if isinstance(error, InterfaceError):
         return "closed" in str(error)
     return isinstance(error, ConnectionError | TimeoutError) or _could_not_connect(error)
@@ -95,6 +97,25 @@ def _could_not_connect(error: BaseException) -> bool:
         return True
     cause = getattr(error, "orig", None) or error
     return type(cause).__module__.startswith("psycopg") and type(cause).__name__ == "OperationalError"
+
+
+def _is_refused_by_psycopg(error: BaseException) -> bool:
+    """libpq gives no SQLSTATE for a connection that is refused, only the server's words; others count as an outage."""
+    cause = getattr(error, "orig", None) or error
+    if not type(cause).__module__.startswith("psycopg") or code_of(error) is not None:
+        return False
+    return any(words in str(cause) for words in _REFUSALS)
+
+
+_REFUSALS = (
+    "password authentication failed",
+    "authentication failed for user",
+    "does not exist",
+    "is not permitted to log in",
+    "no pg_hba.conf entry",
+    "permission denied for database",
+    "no password supplied",
+)
 
 
 def _is_missing_on_sqlite(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """The tables in the database: what is missing, how it is made, and which version stands there."""
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Executable, Table, inspect, select, text
@@ -16,7 +17,8 @@ from cqrs_decor_sqlalchemy.tables import SCHEMA_VERSION
 
 _NAME = "cqrs_decor"
 _LOCK = 0x63717273  # "cqrs"
-_LOCK_WAIT_S = 30
+_LOCK_WAIT_S = 60
+_LIMIT = timedelta(minutes=5)
 
 
 class SqlAlchemySchema:
@@ -34,16 +36,14 @@ class SqlAlchemySchema:
 
         async def work(connection: AsyncConnection) -> Sequence[str]:
             await self._lock(connection)
-            try:
-                self._refuse_newer(await self._version(connection))
-                statements = await connection.run_sync(self._statements)
-                for statement in statements:
-                    await connection.execute(statement)
-                return [_as_text(statement, connection) for statement in statements]
-            finally:
-                await self._unlock(connection)
+            self._refuse_newer(await self._version(connection))
+            statements = await connection.run_sync(self._statements)
+            for statement in statements:
+                await connection.execute(statement)
+            await self._unlock(connection)
+            return [_as_text(statement, connection) for statement in statements]
 
-        return await self._database.write(work)
+        return await self._database.write(work, limit=_LIMIT)
 
     async def check(self) -> Sequence[Finding]:
         async def work(connection: AsyncConnection) -> Sequence[Finding]:
@@ -175,7 +175,7 @@ class SqlAlchemySchema:
                 raise StoreUnavailableError(self._database.name, reason)
 
     async def _unlock(self, connection: AsyncConnection) -> None:
-        """MySQL commits each CREATE TABLE by itself and keeps the lock until it is given back."""
+        """MySQL commits each CREATE TABLE by itself; the lock stays until it is given back or the connection ends."""
         if self._database.dialect == "mysql":
             await connection.execute(text("SELECT RELEASE_LOCK(:lock)"), {"lock": _NAME})
 

@@ -179,18 +179,15 @@ class SqlAlchemyStore:
 def make_engine(url: str, settings: StoreSettings) -> AsyncEngine:
     """The engine that a URL gets. SQLite in memory has one connection, for which sessions take turns."""
     parsed = read_url(url)
-    if is_memory(parsed):
-        engine = create_async_engine(parsed, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0)
-    elif parsed.get_backend_name() == "sqlite":
-        engine = create_async_engine(
-            parsed,
-            poolclass=AsyncAdaptedQueuePool,
-            pool_size=settings.pool_size,
-            max_overflow=settings.pool_overflow,
-        )
-    else:
-        return create_async_engine(parsed, pool_size=settings.pool_size, max_overflow=settings.pool_overflow)
-    return prepare_sqlite_engine(engine, settings)
+    size, overflow = (1, 0) if is_memory(parsed) else (settings.pool_size, settings.pool_overflow)
+    engine = create_async_engine(
+        parsed,
+        poolclass=AsyncAdaptedQueuePool,
+        pool_size=size,
+        max_overflow=overflow,
+        hide_parameters=True,  # they are the bodies of messages, and errors go to logs
+    )
+    return prepare_sqlite_engine(engine, settings) if parsed.get_backend_name() == "sqlite" else engine
 
 
 _SQLITE_CARD = {

@@ -43,7 +43,7 @@ def shown(url: URL) -> str:
 
 def masked(text: str) -> str:
     """What can be shown of something that could not even be read as a URL."""
-    return re.sub(r"//[^/]*@", "//***@", text.partition("?")[0])
+    return re.sub(r"^([\w+]*:/*)?.*@", r"\1***@", text, flags=re.DOTALL).partition("?")[0]
 
 
 def same_database(one: URL, other: URL) -> bool:

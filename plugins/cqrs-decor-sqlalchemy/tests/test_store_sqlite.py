@@ -1,6 +1,5 @@
 """SQLite's own: one writer, a driver that begins by itself, a database that is a file."""
 
-from datetime import timedelta
 from pathlib import Path
 
 import anyio

@@ -1,0 +1,165 @@
+"""What the outbox does beyond its kit: frozen holders, skewed lanes, operators, settings that are put back."""
+
+from datetime import timedelta
+
+import anyio
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cqrs_decor.errors import StoreUnavailableError
+from cqrs_decor.lanes import LANES, HeldLane
+from cqrs_decor.outbox import FailedRecord, OutboxFilter, Settlement
+from cqrs_decor.testing.conformance.kit import sample
+from cqrs_decor_sqlalchemy import SqlAlchemyStore, StoreSettings
+
+LEASE = timedelta(minutes=5)
+
+
+async def test_a_frozen_process_does_not_keep_its_lanes_locked(server_url):
+    """Stopped between lock and commit, its connection stays open: nobody could take its lanes over for ever."""
+    frozen = SqlAlchemyStore.from_url(server_url, settings=StoreSettings(idle_limit=timedelta(seconds=1)))
+    await frozen.schema.upgrade()
+    heir = SqlAlchemyStore.from_url(server_url)
+    locked, taken = anyio.Event(), anyio.Event()
+
+    async def freeze(connection: AsyncConnection) -> None:
+        await connection.execute(text("SELECT * FROM cqrs_outbox_lane ORDER BY lane FOR UPDATE"))
+        locked.set()
+        await taken.wait()
+        await connection.execute(text("UPDATE cqrs_outbox_lane SET owner = 'late'"))
+
+    async def wake_up_late() -> None:
+        with pytest.raises(StoreUnavailableError):
+            await frozen.database.write(freeze)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wake_up_late)
+        await locked.wait()
+        at_once = await heir.outbox.acquire("heir", LEASE, LANES)
+        lanes: list[HeldLane] = []
+        with anyio.fail_after(20):
+            while len(lanes) < LANES:
+                lanes += await heir.outbox.acquire("heir", LEASE, LANES)
+                await anyio.sleep(0.05)
+        taken.set()
+    await heir.close()
+    await frozen.close()
+
+    assert list(at_once) == [], "the negative control: it was locked"
+
+
+async def test_a_handlers_transaction_may_idle(server_url):
+    """The limit is for the store's own transactions: a handler may call a slow API with its transaction open."""
+    store = SqlAlchemyStore.from_url(
+        server_url, settings=StoreSettings(idle_limit=timedelta(seconds=1), pool_size=1, pool_overflow=0)
+    )
+    await store.schema.upgrade()
+    await store.outbox.acquire("relay", LEASE, LANES)
+    transaction = await store.begin()
+    transaction.add([sample("orders")])
+    await transaction.session.execute(text("UPDATE cqrs_outbox_lane SET crashes = 0"))
+    await anyio.sleep(2)
+    await transaction.commit()
+
+    assert (await store.outbox.backlog()).pending == 1
+    await store.close()
+
+
+async def test_settings_of_the_session_are_put_back(mariadb_url):
+    """The connection goes back to the user's pool: their isolation level must not change under them."""
+    store = SqlAlchemyStore.from_url(mariadb_url, settings=StoreSettings(pool_size=1, pool_overflow=0))
+    await store.schema.upgrade()
+    lanes = await store.outbox.acquire("relay", LEASE, LANES)
+    with pytest.raises(Exception, match="CD405"):
+        await store.outbox.settle(Settlement(lanes=[HeldLane(lanes[0].number, 99)]))
+
+    async with store.database.engine.connect() as connection:
+        row = (await connection.exec_driver_sql("SELECT @@tx_isolation, @@idle_transaction_timeout")).one()
+    await store.close()
+
+    assert tuple(row) == ("REPEATABLE-READ", 0)
+
+
+async def test_lanes_that_others_hold_do_not_hide_what_is_ours(store):
+    """Another relay is slow: its backlog lies before our records and must not count against the limit."""
+    transaction = await store.begin()
+    transaction.add([sample("orders", f"{number}") for number in range(600)])
+    await transaction.commit()
+    lanes = await store.outbox.acquire("one", LEASE, 1)
+
+    claimed = await store.outbox.claim(lanes, 5)
+
+    assert len(claimed) == 5
+    assert {record.lane for record in claimed} == {lanes[0].number}
+
+
+async def test_each_action_of_an_operator_is_on_record_once(store):
+    """Who discarded this order's event? is asked weeks later."""
+    transaction = await store.begin()
+    transaction.add([sample("orders", key) for key in "abc"])
+    await transaction.commit()
+    lanes = await store.outbox.acquire("relay", LEASE, LANES)
+    records = await store.outbox.claim(lanes, 10)
+    failed = [FailedRecord(record=record, error="no", delay=None) for record in records]
+    await store.outbox.settle(Settlement(lanes=lanes, failed=failed))
+    a, b, c = (record.id for record in records)
+
+    done = [
+        await store.outbox.retry([a, 999], who="ada"),
+        await store.outbox.retry([a], who="ada"),
+        await store.outbox.discard([b], who="bob"),
+        await store.outbox.discard([b], who="bob"),
+    ]
+
+    assert done == [1, 0, 1, 0]
+    async with store.database.engine.connect() as connection:
+        rows = await connection.execute(text("SELECT who, action, kind, record_id FROM cqrs_operator_log ORDER BY id"))
+        log = [tuple(part.decode() if isinstance(part, bytes) else part for part in row) for row in rows]
+    assert log == [("ada", "retry", "outbox", a), ("bob", "discard", "outbox", b)]
+    assert [record.id for record in await store.outbox.find(OutboxFilter(state="parked"))] == [c]
+
+
+async def test_a_record_that_was_discarded_in_flight_does_not_come_back(store):
+    """The operator was faster than the broker's refusal: a hold without its record would block the key for ever."""
+    transaction = await store.begin()
+    transaction.add([first := sample("orders", "a"), second := sample("orders", "a")])
+    await transaction.commit()
+    lanes = await store.outbox.acquire("relay", LEASE, LANES)
+    [record, _] = await store.outbox.claim(lanes, 10)
+    await store.outbox.settle(
+        Settlement(lanes=lanes, failed=[FailedRecord(record=record, error="no", delay=timedelta(0))])
+    )
+    [again, _] = await store.outbox.claim(lanes, 10)
+    assert await store.outbox.discard([again.id], who="ada") == 1
+
+    for delay in (timedelta(hours=1), None):
+        await store.outbox.settle(Settlement(lanes=lanes, failed=[FailedRecord(record=again, error="no", delay=delay)]))
+
+    assert [each.envelope.id for each in await store.outbox.claim(lanes, 10)] == [second.id]
+    assert first.id != second.id
+
+
+async def test_a_constraint_of_the_users_does_not_become_ours(store, stored):
+    """Errors of business rows pass as they are: the worker's policy decides about them."""
+    transaction = await store.begin()
+    transaction.add([sample("orders")])
+    await transaction.session.execute(text("INSERT INTO shop_order (id, sku) VALUES (1, 'tea')"))
+    with pytest.raises(IntegrityError) as raised:
+        await transaction.session.execute(text("INSERT INTO shop_order (id, sku) VALUES (1, 'tea')"))
+    await transaction.rollback()
+
+    assert (store.is_transient(raised.value), store.is_unavailable(raised.value)) == (False, False)
+    assert await stored(store) == []
+
+
+async def test_errors_show_no_body(store):
+    """They go to logs that many can read."""
+    transaction = await store.begin()
+    transaction.add([sample("orders", data=b"s3cret")])
+    await transaction.session.execute(text("DROP TABLE cqrs_outbox"))
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - each driver has its own
+        await transaction.commit()
+
+    assert "s3cret" not in str(raised.value)
