@@ -302,9 +302,13 @@ async def _database(
 ) -> Any:
     if given is not None:
         return given
-    if own.database is None and metadata is None:
+    if metadata is None and _is_in_memory(own.database):
         return MemoryStore(clock=clock)
     return await stack.enter_async_context(temporary_store(own.database, make_folder(), metadata))
+
+
+def _is_in_memory(database: Any) -> bool:
+    return database is None or isinstance(database, MemoryStore) or str(database).startswith("memory:")
 
 
 async def _is_through(worker: Worker) -> bool:

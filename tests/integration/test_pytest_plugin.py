@@ -143,18 +143,16 @@ async def test_an_order(cqrs_app):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ((), "parts: MemoryBroker SqlAlchemyStore FakeClock"),
+        ((), "parts: MemoryBroker MemoryStore FakeClock"),
         (("--cqrs-decor-real",), "parts: NamedBroker NamedStore SystemClock"),
         (("-o", "cqrs_decor_real=true"), "parts: NamedBroker NamedStore SystemClock"),
-        (("-o", "cqrs_decor_real=false"), "parts: MemoryBroker SqlAlchemyStore FakeClock"),
+        (("-o", "cqrs_decor_real=false"), "parts: MemoryBroker MemoryStore FakeClock"),
     ],
 )
 def test_the_flag_runs_the_same_tests_on_the_parts_that_the_app_names(
     pytester: pytest.Pytester, arguments: tuple[str, ...], parts: str
 ) -> None:
     """A nightly run on real servers needs no second suite."""
-    if "SqlAlchemyStore" in parts:
-        pytest.importorskip("cqrs_decor_sqlalchemy", reason="a temporary database needs the SQLAlchemy plugin")
     pytester.makepyfile(shop=SHOP, test_shop=REAL)
 
     result = run(pytester, "-s", "-o", "asyncio_mode=auto", *arguments)

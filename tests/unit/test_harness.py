@@ -27,7 +27,7 @@ from cqrs_decor import (
 from cqrs_decor.app import AppStartedTwiceError
 from cqrs_decor.errors import AppStoppedError, MissingDependencyError
 from cqrs_decor.inbox import InboxFilter
-from cqrs_decor.memory import MemoryBroker
+from cqrs_decor.memory import MemoryBroker, MemoryStore
 from cqrs_decor.testing import FakeClock, NoSuchConsumerError, NotPublishedError, OpenApp, ParkedError
 from tests.unit.apps import eventually, in_background
 
@@ -229,9 +229,10 @@ async def test_the_app_is_as_it_was_after_the_test(cqrs_app: OpenApp) -> None:
     assert shop.cqrs.configuration is before
 
 
-async def test_each_opening_starts_empty(cqrs_app: OpenApp) -> None:
-    """Also in one test."""
-    shop = Shop()
+@pytest.mark.parametrize("database", [None, "memory://", MemoryStore()], ids=["none", "url", "object"])
+async def test_each_opening_starts_empty(cqrs_app: OpenApp, database: Any) -> None:
+    """Also in one test, and without a database plugin where the app names none."""
+    shop = Shop(database=database)
 
     for _ in range(2):
         async with cqrs_app(shop.cqrs, overrides=overridden()) as app:
