@@ -6,7 +6,7 @@ STAMP := .venv/.stamp
 CHANGES_VENV := pyproject.toml $(wildcard plugins/*/pyproject.toml) requirements-dev.txt constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs fault servers services-up services-down
+.PHONY: help demo test lint format bench shop docs fault servers services-up services-down
 
 help:
 	@echo "make demo           see it work"
@@ -40,6 +40,10 @@ format: $(STAMP)
 
 fault: $(STAMP) servers
 	RUNS=$${RUNS:-10} $(BIN)/pytest tests/fault
+
+# The shop under load with everything killed again and again; ORDERS, CLIENTS and KILLS set how much.
+shop: $(STAMP) servers
+	ORDERS=$${ORDERS:-20000} CLIENTS=$${CLIENTS:-8} KILLS=$${KILLS:-10} $(BIN)/pytest -s --timeout 3600 tests/integration/test_shop.py
 
 bench: $(STAMP) servers
 	$(BIN)/python -m tests.benchmarks

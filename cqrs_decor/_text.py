@@ -22,7 +22,7 @@ def counted(number: int, noun: str) -> str:
 
 def near_misses(name: str, known: Iterable[str]) -> list[str]:
     """The known names that look most like a misspelling of `name`, best first."""
-    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return difflib.get_close_matches(name, [other for other in known if other != name], n=3, cutoff=0.6)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -746,7 +746,7 @@ class _Running:
             yield
         finally:
             for name in extra:
-                await self._stop_loop(name)
+                await self._stop_loop(name, self._settings.drain_limit_s)
 
     async def finish_what_only_memory_holds(self) -> None:
         """What a durable store holds is there after a restart; what memory holds would be gone."""
@@ -756,18 +756,22 @@ class _Running:
             await self._until_quiet(self.relay, self.worker)
 
     async def stop_loops(self) -> None:
-        """The worker first: what it still emits, the relay may still publish."""
+        """The worker first: what it still emits, the relay may still publish. The limit is for both together, but the
+        relay gets a moment to settle what flies.
+        """
+        clock = self._configuration.clock
+        ends_at = clock.elapsed() + self._settings.drain_limit_s
         for name in ("worker", "relay"):
-            await self._stop_loop(name)
+            await self._stop_loop(name, max(ends_at - clock.elapsed(), min(1.0, self._settings.drain_limit_s)))
 
-    async def _stop_loop(self, name: str) -> None:
+    async def _stop_loop(self, name: str, limit_s: float) -> None:
         loop = self._loops.pop(name, None)
         if loop is None:
             return
         part: Relay | Worker | None = self.worker if name == "worker" else self.relay
         if part is not None:
             part.stop()
-        await loop.finish(self._settings.drain_limit_s)
+        await loop.finish(limit_s)
         if name == "worker":
             self.worker = None
         else:

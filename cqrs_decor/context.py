@@ -175,6 +175,11 @@ class MessageContext:
         return _NO_HEADERS if envelope is None else envelope.headers
 
     @property
+    def envelope(self) -> Envelope | None:
+        """What the message came in, in a consumer: topic, key, wire name, source, time, sequence."""
+        return None if self.state is None else self.state.envelope
+
+    @property
     def attempt(self) -> int:
         """1 for the first."""
         return 1 if self.state is None else self.state.attempt
@@ -200,11 +205,6 @@ class MessageContext:
             self.state = DispatchState()
             self.state.closed = ended
         return self.state
-
-    @property
-    def envelope(self) -> Envelope | None:
-        """What the message came in, in a consumer."""
-        return None if self.state is None else self.state.envelope
 
     @property
     def parent(self) -> "MessageContext | None":

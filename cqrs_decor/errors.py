@@ -544,7 +544,7 @@ class UnknownRecordError(StoreError):
 
     def __init__(self, kind: str, ids: Sequence[str]) -> None:
         self.kind, self.ids = kind, tuple(ids)
-        super().__init__(f"No {kind} with id {listed(ids)}.", fix=f"list them with `cqrs-decor {kind} list`")
+        super().__init__(f"No {kind} record with id {listed(ids)}.", fix=f"list them with `cqrs-decor {kind} list`")
 
 
 # --- 5xx: brokers ---------------------------------------------------------------------------------------------------

@@ -30,23 +30,17 @@ _logger = logging.getLogger(__name__)
 _SAFETY = 0.3
 """Publishing stops when this share of a lease is left: what flies then still lands before another relay may begin."""
 
-_PIPELINE = 8
-"""More batches than can be between claim and settlement at a time."""
-
 Key = tuple[str, str]
 
 
 @dataclass(slots=True)
 class _Batch:
-    """A claim on its way. Batches are numbered and settled in that order.
+    """A claim on its way.
 
     Attributes:
-        settled_before: How many had been settled when this one was claimed: what those left undone, it has seen.
         lanes: The lanes with the fences under which it was claimed.
     """
 
-    number: int
-    settled_before: int
     lanes: dict[int, HeldLane]
     records: Sequence[ClaimedRecord]
     delivered: list[ClaimedRecord] = field(default_factory=list[ClaimedRecord])
@@ -95,9 +89,8 @@ class Relay:
         self._safe_until = -inf
         self._publishing = anyio.CancelScope()
         self._in_flight: set[int] = set()
-        self._claimed = 0
-        self._settled = 0
-        self._blocked: dict[Key, int] = {}
+        self._flying = 0
+        self._blocked: set[Key] = set()
         self._wake = Signal()
         self._stopping = False
         self._idle = False
@@ -125,7 +118,7 @@ class Relay:
 
     async def run(self) -> None:
         """Relay until stopped or cancelled, then give the lanes back. It can be run again after a failure."""
-        self._in_flight, self._blocked, self._claimed, self._settled = set(), {}, 0, 0
+        self._in_flight, self._blocked, self._flying = set(), set(), 0
         to_publish, claimed = anyio.create_memory_object_stream[_Batch](1)
         to_settle, published = anyio.create_memory_object_stream[_Batch](1)
         try:
@@ -203,9 +196,9 @@ class Relay:
                 await to_publish.send(batch)
 
     async def _claim(self) -> _Batch | None:
-        if not self._may_publish():
+        if not self._may_publish() or self._is_left_behind():
             return None
-        settled_before, lanes = self._settled, dict(self._lanes)
+        lanes = dict(self._lanes)
         try:
             records = await self._outbox.claim(list(lanes.values()), self._batch, in_flight=frozenset(self._in_flight))
         except StoreUnavailableError as error:
@@ -218,8 +211,16 @@ class Relay:
         if not records:
             return None
         self._in_flight.update(record.id for record in records)
-        self._claimed += 1
-        return _Batch(number=self._claimed, settled_before=settled_before, lanes=lanes, records=records)
+        self._flying += 1
+        return _Batch(lanes=lanes, records=records)
+
+    def _is_left_behind(self) -> bool:
+        """Whether a batch left something behind that those in flight must not overtake. Nothing more is claimed until all
+        are settled: it would be blocked as well and left behind in its turn, and so on without end.
+        """
+        if not self._flying:
+            self._blocked.clear()
+        return bool(self._blocked)
 
     # --- publish ----------------------------------------------------------------------------------------------------
 
@@ -261,7 +262,7 @@ class Relay:
         if self._lanes.get(record.lane) != batch.lanes[record.lane]:
             return False
         key = record.envelope.key
-        return key is None or self._blocked.get((record.envelope.topic, key), 0) <= batch.settled_before
+        return key is None or (record.envelope.topic, key) not in self._blocked
 
     def _note_outcomes(
         self, batch: _Batch, records: Sequence[ClaimedRecord], outcomes: Sequence[BrokerError | None]
@@ -282,9 +283,7 @@ class Relay:
         delivered = {record.id for record in batch.delivered}
         for record in batch.records:
             if record.id not in delivered and record.envelope.key is not None:
-                self._blocked[record.envelope.topic, record.envelope.key] = batch.number
-        if self._blocked:
-            self._blocked = {key: number for key, number in self._blocked.items() if number > self._settled - _PIPELINE}
+                self._blocked.add((record.envelope.topic, record.envelope.key))
 
     def _failure(self, record: ClaimedRecord, error: BrokerError) -> FailedRecord:
         attempt = record.attempts + 1
@@ -301,7 +300,7 @@ class Relay:
         async with published:
             async for batch in published:
                 await self._settle(batch)
-                self._settled += 1
+                self._flying -= 1
                 self._in_flight.difference_update(record.id for record in batch.records)
                 self._wake.set()
 

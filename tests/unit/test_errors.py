@@ -323,7 +323,7 @@ CASES: list[tuple[CqrsDecorError, str]] = [
     ),
     (
         UnknownRecordError("outbox", ["17"]),
-        "No outbox with id 17.\nFix: list them with `cqrs-decor outbox list` (CD407).",
+        "No outbox record with id 17.\nFix: list them with `cqrs-decor outbox list` (CD407).",
     ),
     (
         BrokerUnavailableError("kafka://k1:9092", "connection refused"),
