@@ -215,8 +215,8 @@ class Relay:
         return _Batch(lanes=lanes, records=records)
 
     def _is_left_behind(self) -> bool:
-        """Whether a batch left something behind that those in flight must not overtake. Nothing more is claimed until all
-        are settled: it would be blocked as well and left behind in its turn, and so on without end.
+        """Whether a batch left something behind that those in flight must not overtake. Until all are settled nothing
+        more is claimed: it would be blocked as well and left behind in its turn, and so on without end.
         """
         if not self._flying:
             self._blocked.clear()

@@ -381,6 +381,41 @@ async def test_nothing_is_published_near_the_end_of_a_lease() -> None:
         assert await bench.states() == {"a1": "pending"}
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_what_was_left_behind_near_the_end_of_a_lease_goes_out_after_its_renewal(turns: int) -> None:
+    """A batch that is left behind blocks those claimed after it, which are left behind as well. While the next one was
+    always claimed before the last was settled, that never ended. How many turns the renewal takes decides what is under
+    way when it comes.
+    """
+    bench = Bench(batch=2)
+    renew, claim = bench.store.outbox.renew, bench.store.outbox.claim
+
+    async def slow_renew(*arguments: Any) -> Any:
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        return await renew(*arguments)
+
+    async def slow_claim(*arguments: Any, **options: Any) -> Any:
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+        return await claim(*arguments, **options)
+
+    bench.store.outbox.renew = slow_renew  # type: ignore[method-assign]
+    bench.store.outbox.claim = slow_claim  # type: ignore[method-assign]
+    bench.broker.down = True
+    names = [f"a{number:02}" for number in range(40)]
+    await bench.commit(*names)
+
+    async with bench.running():
+        await eventually(lambda: bench.broker.calls == 1)
+        await anyio.wait_all_tasks_blocked()
+        bench.broker.down = False
+        bench.clock.advance(LEASE * 0.8)
+        await eventually(lambda: bench.relay.published == 40)
+
+    assert bench.broker.reached == names
+
+
 async def test_a_batch_may_fly_longer_than_a_lease_that_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker slower than a lease would be cut off and asked from the start again, and nothing would get through."""
     store, broker, renewals = MemoryStore(), MoodyBroker(), 0
