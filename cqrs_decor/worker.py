@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import takewhile
 from typing import Any
 
 import anyio
@@ -82,10 +83,11 @@ class _Progress:
     waiting: deque[_Work] = field(default_factory=deque[_Work])
 
     def finished_prefix(self) -> list[Delivery]:
-        finished: list[Delivery] = []
-        while self.waiting and self.waiting[0].done:
-            finished.append(self.waiting.popleft().delivery)
-        return finished
+        return [work.delivery for work in takewhile(lambda work: work.done, self.waiting)]
+
+    def drop(self, count: int) -> None:
+        for _ in range(count):
+            self.waiting.popleft()
 
 
 class Worker:
@@ -139,6 +141,7 @@ class Worker:
         self._in_flight = 0
         self._room = Signal()
         self._finished = Signal()
+        self._acknowledging = anyio.Lock()
         self._stopping = False
         self._stop_requested = anyio.Event()
         self._receiving: anyio.CancelScope | None = None
@@ -255,23 +258,30 @@ class Worker:
 
     async def _acknowledge(self, subscription: Subscription) -> None:
         """Acknowledge what is done with everything before it done; repeated until the broker has it."""
-        finished = [
-            delivery
-            for partition, progress in self._progress.items()
-            for delivery in progress.finished_prefix()
-            if partition not in self._revoked
-        ]
-        while finished:
+        async with self._acknowledging:
+            finished = [
+                (progress, progress.finished_prefix())
+                for partition, progress in self._progress.items()
+                if partition not in self._revoked
+            ]
+            deliveries = [delivery for _, prefix in finished for delivery in prefix]
+            if deliveries and await self._is_taken(subscription, deliveries):
+                for progress, prefix in finished:  # only now: what a stop cuts off here is acknowledged at its end
+                    progress.drop(len(prefix))
+
+    async def _is_taken(self, subscription: Subscription, deliveries: Sequence[Delivery]) -> bool:
+        """Acknowledge until the broker has it; False if a stop came first."""
+        while True:
             reach("worker.before_ack")
             try:
-                await subscription.ack(finished)
+                await subscription.ack(deliveries)
             except BrokerUnavailableError as error:
                 await self._broker_outage.wait(error)
                 if self._stopping:
-                    return  # the next reader is told again, and the inbox knows
+                    return False  # the next reader is told again, and the inbox knows
                 continue
             reach("worker.acked")
-            return
+            return True
 
     async def _finish_revoked(self, partitions: Collection[Partition]) -> None:
         """Before partitions go: finish what runs, drop what waits, acknowledge what is done."""

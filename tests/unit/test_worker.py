@@ -663,6 +663,44 @@ async def test_a_stop_finishes_what_runs_and_leaves_the_rest_to_the_next_worker(
     assert seen == ["a1", "a2"]
 
 
+class StuckOnce(MemoryBroker):
+    """Its first acknowledgement never ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.acknowledged: list[int] = []
+
+    @asynccontextmanager
+    async def subscribe(self, *arguments: Any, **options: Any) -> AsyncGenerator[Subscription, None]:
+        async with super().subscribe(*arguments, **options) as subscription:
+            acknowledge = subscription.ack
+
+            async def ack(deliveries: Sequence[Delivery]) -> None:
+                if not self.asked.is_set():
+                    self.asked.set()
+                    await asyncio.Event().wait()
+                self.acknowledged.append(len(deliveries))
+                await acknowledge(deliveries)
+
+            subscription.ack = ack  # type: ignore[method-assign]
+            yield subscription
+
+
+@pytest.mark.feature("B11")
+async def test_a_stop_acknowledges_what_it_cut_off_acknowledging() -> None:
+    """What is done and not acknowledged runs through all handlers again after each deploy, for the inbox to drop."""
+    sales, seen = ledger()
+    broker = StuckOnce()
+
+    async with shop_with(sales, broker=broker):
+        await broker.publish([paid()])
+        await broker.asked.wait()
+
+    assert seen == ["a1"]
+    assert broker.acknowledged == [1]
+
+
 @pytest.mark.feature("B11")
 async def test_a_stop_does_not_wait_for_the_next_attempt() -> None:
     """An hour of back-off must not be an hour of shutdown; the message comes again."""
