@@ -26,6 +26,7 @@ def _name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+@pytest.mark.feature("U7")
 @pytest.mark.parametrize("page", pages(), ids=_name)
 def test_every_block_of_the_page_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A reader who copies a block must get what the page says."""

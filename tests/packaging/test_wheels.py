@@ -66,6 +66,7 @@ def test_all_distributions_are_packed_with_one_version(built: Mapping[str, Built
     assert {each.version for each in built.values()} == {cqrs_decor.__version__}
 
 
+@pytest.mark.feature("U11")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wheel_holds_its_package_types_and_licence_and_nothing_else(name: str, built: Mapping[str, Built]) -> None:
     """Tests at the top level would land in a user's site-packages; without py.typed no type checker looks inside."""

@@ -12,6 +12,7 @@ from cqrs_decor.testing.conformance.kit import sample
 from cqrs_decor_kafka import KafkaBroker
 
 
+@pytest.mark.feature("B1")
 class TestKafka(BrokerConformance):
     @pytest.fixture(autouse=True)
     def use_server(self, kafka_bootstrap: str) -> None:

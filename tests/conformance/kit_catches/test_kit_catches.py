@@ -26,6 +26,8 @@ from tests.conformance.kit_catches import faulty_codecs as codecs
 from tests.conformance.kit_catches import faulty_stores as stores
 from tests.conformance.kit_catches.faulty_stores import FaultyStore
 
+pytestmark = pytest.mark.feature("U9")
+
 NOT_LONG = timedelta(seconds=1)
 
 
