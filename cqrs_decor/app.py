@@ -253,26 +253,31 @@ class App(Bus):
             raise AppStartedTwiceError
         parts = self._sound_parts(overrides)
         running = _Running(parts, self._configuration)
-        await running.start(self)
-        self._running = running
-        self._open_bus(running.commands, running.queries, parts.store, running.events, running.block)
         try:
+            await running.connect()
+            self._running = running
+            self._open_bus(running.commands, running.queries, parts.store, running.events, running.block)
+            await running.call_startup_hooks()
             await running.start_loops(run)
         except BaseException:
             self._running = None
-            self._close_bus()
+            self._close_bus(stopped=self._stopped)
+            await running.stop_loops()
+            await running.close()
             raise
 
     async def stop(self) -> None:
         """Finish what is in flight, within the drain limit; then close everything."""
-        running, self._running = self._running, None
+        running = self._running
         if running is None:
             return
         try:
             await running.finish_what_only_memory_holds()
             await running.stop_loops()
+            await running.call_shutdown_hooks()
         finally:
-            self._close_bus()
+            self._running = None
+            self._close_bus(stopped=True)
             await running.close()
 
     @asynccontextmanager
@@ -487,6 +492,7 @@ class _Running:
         self._service = configuration.service or "app"
         self._consumers: dict[type[Any], list[Plan]] = {}
         self._stack = AsyncExitStack()
+        self._values = AppValues(self._stack)
         self._broker_open = False
         self._codec: Codec = JsonCodec()
         self._loops: dict[str, Supervised] = {}
@@ -502,32 +508,25 @@ class _Running:
 
     # --- start ---------------------------------------------------------------------------------------------------
 
-    async def start(self, app: App) -> None:
-        try:
-            await self.parts.store.open()
-            self._stack.push_async_callback(self.parts.store.close)
-            values = AppValues(self._stack)
-            await self._compile(values)
-            await self._call_hooks((*self.parts.snapshot.on_startup, *self._configuration.on_startup), values)
-            closing = (*self._configuration.on_shutdown, *self.parts.snapshot.on_shutdown)
-            self._stack.push_async_callback(self._call_hooks, closing, values)
-        except BaseException:
-            await self._stack.aclose()
-            raise
+    async def connect(self) -> None:
+        await self.parts.store.open()
+        self._stack.push_async_callback(self.parts.store.close)
+        await self._compile(self._values)
+
+    async def call_startup_hooks(self) -> None:
+        await self._call_hooks((*self.parts.snapshot.on_startup, *self._configuration.on_startup))
+
+    async def call_shutdown_hooks(self) -> None:
+        await self._call_hooks((*self._configuration.on_shutdown, *self.parts.snapshot.on_shutdown))
 
     async def start_loops(self, run: Run | None = None) -> None:
         wanted = run or self._configuration.run or self._default_run()
-        try:
-            if wanted != "none":
-                await self._open_broker()
-            if wanted in ("relay", "all"):
-                await self._start_relay()
-            if wanted in ("worker", "all"):
-                await self._start_worker()
-        except BaseException:
-            await self.stop_loops()
-            await self.close()
-            raise
+        if wanted != "none":
+            await self._open_broker()
+        if wanted in ("relay", "all"):
+            await self._start_relay()
+        if wanted in ("worker", "all"):
+            await self._start_worker()
 
     def _default_run(self) -> Run:
         in_memory = self._configuration.database is None and self._configuration.broker is None
@@ -536,13 +535,13 @@ class _Running:
     async def _open_broker(self) -> None:
         if self._broker_open:
             return
-        await self.parts.broker.open()
-        self._broker_open = True
         self._stack.push_async_callback(self.parts.broker.close)
+        await self.parts.broker.open()
         topics = self.parts.examined.routes.topics(self.parts.examined.consumers)
         missing = await self.parts.broker.missing_topics(topics)
         if missing and not self.parts.broker.capabilities.creates_topics:
             raise TopicMissingError(self.parts.broker.name, [topic.name for topic in missing])
+        self._broker_open = True
 
     async def _start_relay(self) -> None:
         if self.relay is None:
@@ -578,13 +577,13 @@ class _Running:
             )
             self._loops["worker"] = await Supervised.start("worker", self.worker.run, self._configuration.clock)
 
-    async def _call_hooks(self, hooks: Iterable[Hook], values: AppValues) -> None:
+    async def _call_hooks(self, hooks: Iterable[Hook]) -> None:
         for hook in hooks:
             parameters, _ = read_signature(hook, source_place(hook))
             graph = self.parts.graphs.draw(parameters, source_place(hook), app_scope=True)
             if graph.faults:
                 raise StartupError(f"{source_place(hook)} cannot be called.", graph.faults)
-            await values.call(hook, graph)
+            await self._values.call(hook, graph)
 
     # --- compile -------------------------------------------------------------------------------------------------
 
@@ -739,10 +738,10 @@ class _Running:
 
     @asynccontextmanager
     async def _loops_for_a_while(self) -> AsyncGenerator[None, None]:
-        extra = {"relay", "worker"} - self._loops.keys()
-        if extra:
-            await self.start_loops("all")
+        extra = [name for name in ("worker", "relay") if name not in self._loops]
         try:
+            if extra:
+                await self.start_loops("all")
             yield
         finally:
             for name in extra:

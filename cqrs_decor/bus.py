@@ -68,10 +68,10 @@ class Bus:
         self._loop_runs = self._loop.is_running
         self._thread = get_ident()
 
-    def _close_bus(self) -> None:
+    def _close_bus(self, *, stopped: bool) -> None:
         self._commands, self._queries = {}, {}
         self._loop = None
-        self._stopped = True
+        self._stopped = stopped
 
     # --- for users --------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from cqrs_decor import Command, DomainEvent, IntegrationEvent, Query, Registry, Retry, StartupError
+from cqrs_decor import App, Command, DomainEvent, IntegrationEvent, Query, Registry, Retry, StartupError, bootstrap
 from cqrs_decor.errors import (
     CqrsDecorError,
     DependencyCycleError,
@@ -635,3 +635,29 @@ async def test_parts_examines_without_starting_anything() -> None:
     parts = app_of(sales).parts()
 
     assert [fault.code for fault in parts.faults] == ["CD104"]
+
+
+@pytest.mark.feature("M14")
+async def test_a_hook_may_send_when_the_app_starts_and_when_it_stops() -> None:
+    """Filling a cache and saying goodbye are commands like any other."""
+    sales, sent = Registry("hooks that send"), list[str]()
+
+    class Note(Command[None]):
+        text: str
+
+    @sales.command_handler(message=Note)
+    async def note(command: Note) -> None:
+        sent.append(command.text)
+
+    @sales.on_startup
+    async def seed(app: App) -> None:
+        await app.send(Note(text="seed"))
+
+    @sales.on_shutdown
+    async def farewell(app: App) -> None:
+        await app.send(Note(text="farewell"))
+
+    async with bootstrap(registry=sales, discover=False):
+        assert sent == ["seed"]
+
+    assert sent == ["seed", "farewell"]
