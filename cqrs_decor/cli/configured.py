@@ -4,7 +4,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from cqrs_decor.app import App, Parts
+from cqrs_decor.app import App
+from cqrs_decor.assembly import Parts
 from cqrs_decor.environment import completed
 from cqrs_decor.settings import PREFIX, Settings
 

@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cqrs_decor._text import counted
-from cqrs_decor.app import App, Parts
+from cqrs_decor.app import App
+from cqrs_decor.assembly import Parts
 from cqrs_decor.broker import Broker
 from cqrs_decor.cli.answers import Answer, exit_code_of, finding_document
 from cqrs_decor.cli.configured import Configured, configured

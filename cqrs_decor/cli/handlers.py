@@ -8,7 +8,8 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from cqrs_decor.app import App, Parts
+from cqrs_decor.app import App
+from cqrs_decor.assembly import Parts
 from cqrs_decor.cli.answers import Answer, finding_document
 from cqrs_decor.cli.exits import FINDINGS, OK
 from cqrs_decor.cli.listing import Listing

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cqrs_decor.app import Parts
+from cqrs_decor.assembly import Parts
 from cqrs_decor.broker import TopicPlan
 from cqrs_decor.messages import integration_event_types
 

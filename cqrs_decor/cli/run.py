@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import anyio
 import typer
 
-from cqrs_decor.app import App, Run
+from cqrs_decor.app import App
+from cqrs_decor.assembly import Run
 from cqrs_decor.cli import logs, status
 from cqrs_decor.cli.answers import Answer
 from cqrs_decor.cli.location import find_app

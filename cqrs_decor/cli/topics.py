@@ -8,7 +8,8 @@ import anyio
 import typer
 
 from cqrs_decor._text import counted, did_you_mean, listed
-from cqrs_decor.app import App, Parts
+from cqrs_decor.app import App
+from cqrs_decor.assembly import Parts
 from cqrs_decor.broker import Broker, TopicPlan
 from cqrs_decor.cli.answers import Answer
 from cqrs_decor.cli.errors import CommandLineError

@@ -1,1 +1,1 @@
-"""The library's own stages, one file each. Their order is one list in app.py."""
+"""The library's own stages, one file each. Their order is one list in running.py."""

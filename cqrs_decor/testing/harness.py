@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 import anyio
 
-from cqrs_decor.app import App, Configuration
+from cqrs_decor.app import App
+from cqrs_decor.assembly import Configuration
 from cqrs_decor.broker import Broker
 from cqrs_decor.clock import Clock, SystemClock
 from cqrs_decor.codec import JsonCodec
