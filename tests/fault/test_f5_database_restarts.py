@@ -20,7 +20,7 @@ async def test_a_database_that_is_killed_and_started_again_needs_no_restart_of_o
             await world.handles(30)
             assert await world.ledger.pending() + await world.unacknowledged() > 0
             server.kill()
-            world.kills += 1
+            world.cut_off += 1
             await sender.says("failed", times=10)
             server.start()
 

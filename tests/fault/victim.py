@@ -141,7 +141,9 @@ async def _send_all(app: App, entries: Any) -> None:
 async def run(options: argparse.Namespace) -> None:
     """Relay, work or both, until SIGTERM."""
     told_to_stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told_to_stop.set)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, told_to_stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, _log_where_all_tasks_are)
     async with _app(options, {"relay": "relay", "work": "worker", "all": "all"}[options.role]):
         say(started=options.role)
         await told_to_stop.wait()
@@ -209,6 +211,12 @@ def _freezing(when: str | None, broker: Any) -> Any:
         return broker
     batch, steps = when.split(":")
     return FreezesWhilePublishing(broker, int(batch), int(steps))
+
+
+def _log_where_all_tasks_are() -> None:
+    """For who looks into a run that does not end."""
+    for task in asyncio.all_tasks():
+        task.print_stack()
 
 
 def say(**facts: Any) -> None:

@@ -36,6 +36,9 @@ received and not acknowledged.
 class World:
     """Everything of one test; made by `world_of`.
 
+    Attributes:
+        cut_off: How many processes (or connections) ended with work in hand; each may cause repeats.
+
     Args:
         database: URL of an empty database.
         broker: `log`, or the URL of Kafka.
@@ -47,7 +50,7 @@ class World:
         self, database: str, broker: str, topic: str, folder: Path, positions: KafkaPositions | None = None
     ) -> None:
         self.ledger = Ledger(database)
-        self.kills = 0
+        self.cut_off = 0
         self.positions = positions or LogPositions(self.ledger)
         self._database = database
         self._broker = broker
@@ -90,12 +93,18 @@ class World:
 
     def kill(self, victim: Victim) -> None:
         victim.kill()
-        self.kills += 1
+        self.cut_off += 1
+
+    async def stop(self, victim: Victim) -> None:
+        """SIGTERM; it must end by itself, and well. What it had done out of order may come again, as after a kill."""
+        victim.terminate()
+        await victim.ends_well(limit_s=30)
+        self.cut_off += 1
 
     def kill_group(self, leader: Victim) -> None:
         """SIGKILL the leader's whole process group at once."""
         os.killpg(leader.pid, signal.SIGKILL)
-        self.kills += len(self._victims)
+        self.cut_off += len(self._victims)
         for victim in self._victims:
             victim.clear_away()
 
@@ -171,7 +180,7 @@ class World:
         nothing_is_lost(committed, deliveries, effects)
         effects_happen_once(effects)
         order_is_kept(deliveries)
-        repeats_are_few(deliveries, at_most=self.kills * IN_FLIGHT)
+        repeats_are_few(deliveries, at_most=self.cut_off * IN_FLIGHT)
 
     async def close(self) -> None:
         for victim in self._victims:
