@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 PROJECTS = (ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml")))
 
 _HOME = ROOT / ".cache" / "wheel_check"
+_LEFT_OUT = ("PYTHONPATH", "VIRTUAL_ENV", "PYTEST_ADDOPTS")
 _CORE_EXTRAS = "[cli,test]"  # what the unit tests need
 
 
@@ -74,8 +75,8 @@ def install(built: list[Built]) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """That of this process without what could lead an interpreter to the sources."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    """That of this process without what could lead an interpreter to the sources, or belongs to this run of pytest."""
+    return {name: value for name, value in os.environ.items() if name not in _LEFT_OUT}
 
 
 def _requirement(built: Built) -> str:
