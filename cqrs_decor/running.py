@@ -20,15 +20,15 @@ from cqrs_decor.errors import (
 from cqrs_decor.events import Emitter, LocalEvents, LocalHandlers
 from cqrs_decor.handlers import HandlerSpec, read_signature, source_place
 from cqrs_decor.inbox import InboxStage
-from cqrs_decor.middleware.concurrency import ConcurrencyStage
-from cqrs_decor.middleware.logging import LoggingStage
-from cqrs_decor.middleware.retries import RetriesStage
-from cqrs_decor.middleware.scope import ScopeStage
-from cqrs_decor.middleware.timeout import TimeoutStage
-from cqrs_decor.middleware.transaction import TransactionStage
 from cqrs_decor.outbox import Drained, OutboxWriter
 from cqrs_decor.pipeline import Handling, Plan, Stage, UserMiddlewares, compose
 from cqrs_decor.relay import Relay
+from cqrs_decor.stages.concurrency import ConcurrencyStage
+from cqrs_decor.stages.logging import LoggingStage
+from cqrs_decor.stages.retries import RetriesStage
+from cqrs_decor.stages.scope import ScopeStage
+from cqrs_decor.stages.timeout import TimeoutStage
+from cqrs_decor.stages.transaction import TransactionStage
 from cqrs_decor.supervision import Supervised
 from cqrs_decor.unit_of_work import Transaction
 from cqrs_decor.worker import Worker, WorkerLimits

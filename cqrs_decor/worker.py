@@ -34,11 +34,11 @@ from cqrs_decor.errors import (
     WireError,
 )
 from cqrs_decor.inbox import DUPLICATE, ParkedMessage
-from cqrs_decor.middleware.retries import is_hopeless
 from cqrs_decor.observers import MessageConsumed, Observers
 from cqrs_decor.pipeline import Plan
 from cqrs_decor.retry import WORKER_RETRY, Retry
 from cqrs_decor.routing import Routes
+from cqrs_decor.stages.retries import is_hopeless
 from cqrs_decor.store import Store
 
 _logger = logging.getLogger(__name__)

@@ -30,7 +30,8 @@ def test_importing_configures_no_logging() -> None:
     code = """
 import json, logging
 before = (list(logging.root.handlers), logging.root.level, logging.lastResort)
-import cqrs_decor, cqrs_decor.testing, cqrs_decor.settings
+from cqrs_decor import *
+from cqrs_decor.testing import *
 ours = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("cqrs_decor")]
 print(json.dumps({
     "root as before": before == (list(logging.root.handlers), logging.root.level, logging.lastResort),
@@ -70,8 +71,9 @@ def test_importing_and_bootstrapping_start_nothing() -> None:
 import json, socket, threading
 opened = []
 socket.socket.connect = lambda *arguments: opened.append(arguments)
-import cqrs_decor, cqrs_decor.testing
-cqrs_decor.bootstrap(broker="kafka://nowhere.invalid", database="postgresql://nowhere.invalid/shop")
+from cqrs_decor import *
+from cqrs_decor.testing import *
+bootstrap(broker="kafka://nowhere.invalid", database="postgresql://nowhere.invalid/shop")
 print(json.dumps([threading.active_count(), opened]))
 """
     assert in_a_fresh_process(code) == [1, []]
@@ -81,7 +83,9 @@ def test_importing_loads_no_plugin_and_no_driver() -> None:
     """Each is loaded by the name that the configuration asks for."""
     code = """
 import json, sys
-import cqrs_decor, cqrs_decor.testing, cqrs_decor.testing.pytest_plugin
+from cqrs_decor import *
+from cqrs_decor.testing import *
+import cqrs_decor.testing.pytest_plugin
 heavy = ("sqlalchemy", "aiokafka", "aiosqlite", "asyncpg", "asyncmy", "typer", "rich", "cqrs_decor_")
 print(json.dumps(sorted(name for name in sys.modules if name.startswith(heavy))))
 """
@@ -92,7 +96,7 @@ def test_importing_leaves_out_what_only_a_running_app_needs() -> None:
     """Settings are read and retries are made later: a script that only defines messages does not pay for them."""
     code = """
 import json, sys
-import cqrs_decor
+from cqrs_decor import *
 later = ("stamina", "tenacity", "pydantic_settings", "dotenv", "importlib_metadata")
 print(json.dumps(sorted(name for name in sys.modules if name.startswith(later))))
 """
@@ -103,7 +107,7 @@ def test_the_library_alone_imports_no_test_tools() -> None:
     """A service in production needs no pytest."""
     code = """
 import json, sys
-import cqrs_decor
+from cqrs_decor import *
 print(json.dumps(sorted(name for name in sys.modules if name in ("pytest", "_pytest", "cqrs_decor.testing"))))
 """
     assert in_a_fresh_process(code) == []
@@ -114,7 +118,7 @@ def test_no_env_file_is_read(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("CQRS_DECOR_SERVICE=from the file\nPYTHONUNBUFFERED_TEST=1\n")
     code = """
 import json, os
-import cqrs_decor
-print(json.dumps([cqrs_decor.bootstrap().service, "PYTHONUNBUFFERED_TEST" in os.environ]))
+from cqrs_decor import *
+print(json.dumps([bootstrap().service, "PYTHONUNBUFFERED_TEST" in os.environ]))
 """
     assert in_a_fresh_process(code, tmp_path) == ["app", False]
