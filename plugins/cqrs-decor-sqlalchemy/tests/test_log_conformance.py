@@ -11,6 +11,8 @@ from cqrs_decor.testing.conformance import BrokerConformance
 from cqrs_decor.testing.conformance.kit import sample
 from cqrs_decor_sqlalchemy.log_broker import LogTableBroker
 
+pytestmark = pytest.mark.feature("B14")
+
 
 class _LogConformance(BrokerConformance):
     url: str

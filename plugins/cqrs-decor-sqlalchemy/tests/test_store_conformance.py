@@ -8,6 +8,8 @@ import pytest
 from cqrs_decor.testing.conformance import InboxStoreConformance, OutboxStoreConformance
 from cqrs_decor_sqlalchemy import SqlAlchemyStore
 
+pytestmark = pytest.mark.feature("O2")
+
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[SqlAlchemyStore]:

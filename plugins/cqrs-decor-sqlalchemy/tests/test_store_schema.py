@@ -12,6 +12,8 @@ from cqrs_decor.lanes import LANES
 from cqrs_decor.testing.conformance.kit import sample
 from cqrs_decor_sqlalchemy import SqlAlchemyStore, Tables, leave_out_our_tables
 
+pytestmark = pytest.mark.feature("O9")
+
 
 def fresh(url: str, **options) -> SqlAlchemyStore:
     return SqlAlchemyStore.from_url(url, **options)

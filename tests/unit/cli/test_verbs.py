@@ -11,6 +11,8 @@ from cqrs_decor import App
 from tests.unit.cli import sample
 from tests.unit.cli.conftest import Cli
 
+pytestmark = pytest.mark.feature("U2")
+
 # --- handlers ---------------------------------------------------------------------------------------------------------
 
 
