@@ -5,10 +5,9 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import anyio
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cqrs_decor_sqlalchemy.dialects import READING
@@ -54,8 +53,8 @@ class Database:
             with anyio.fail_after(self.settings.timeout.total_seconds()):
                 async with self._reading.connect() as connection:
                     return await work(connection)
-        except (SQLAlchemyError, OSError) as error:
-            raise self.translated(error) from error
+        except Exception as error:  # drivers raise classes of their own while they connect
+            self.raise_translated(error)
 
     async def write(self, work: Work[T], *, limit: timedelta | None = None) -> T:
         """Run `work` in a transaction and commit it; again when the database chose it to give way to another.
@@ -73,19 +72,22 @@ class Database:
                 with anyio.fail_after((limit or self.settings.timeout).total_seconds()):
                     async with self._transaction() as connection:
                         return await work(connection)
-            except (SQLAlchemyError, OSError) as error:
+            except Exception as error:  # drivers raise classes of their own while they connect
                 if attempt == _ATTEMPTS or not is_transient(error):
-                    raise self.translated(error) from error
+                    self.raise_translated(error)
                 _logger.debug(
                     "gave way to another transaction", extra={"action": "transaction_again", "attempt": attempt}
                 )
             await anyio.sleep(random.uniform(0, 0.01 * attempt))
         raise AssertionError("the last attempt returns or raises")
 
-    def translated(self, error: Exception) -> Exception:
-        """The library's own error for what a driver raised."""
+    def raise_translated(self, error: Exception) -> NoReturn:
+        """Raise the library's own error for what a driver raised; everything else as it is."""
         tables = self.tables
-        return translated(error, self.name, (tables.outbox.name, tables.inbox.name, tables.lanes.name))
+        ours = translated(error, self.name, (tables.outbox.name, tables.inbox.name, tables.lanes.name))
+        if ours is error:
+            raise error
+        raise ours from error
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncGenerator[AsyncConnection]:

@@ -12,10 +12,10 @@ from cqrs_decor.lanes import LANES, HeldLane
 from cqrs_decor.outbox import Backlog, ClaimedRecord, FailedRecord, OutboxFilter, Settlement, StoredRecord
 from cqrs_decor_sqlalchemy.database import Database
 from cqrs_decor_sqlalchemy.outbox_queries import PARKED, OutboxQueries
-from cqrs_decor_sqlalchemy.records import envelope_of, stored_text
+from cqrs_decor_sqlalchemy.records import claimed_record, envelope_of, stored_text
 
-COUNTED = 10_000
-"""How far the backlog is counted; beyond that it is estimated by the range of the ids."""
+COUNTED = 100_000
+"""How far the backlog is counted; beyond that it is estimated by the range of the ids, gaps included."""
 
 
 class SqlAlchemyOutbox:
@@ -63,10 +63,7 @@ class SqlAlchemyOutbox:
 
         if not lanes:
             return []
-        rows = await self._database.read(work)
-        return [
-            ClaimedRecord(id=row.id, lane=row.lane, envelope=envelope_of(row), attempts=row.attempts) for row in rows
-        ]
+        return [claimed_record(row) for row in await self._database.read(work)]
 
     async def settle(self, settlement: Settlement) -> None:
         async def work(connection: AsyncConnection) -> None:

@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
 from cqrs_decor_sqlalchemy.columns import DatabaseLater, DatabaseNow
-from cqrs_decor_sqlalchemy.tables import Tables
+from cqrs_decor_sqlalchemy.tables import RECORD_COLUMNS, Tables
 
 PENDING, RESCHEDULED, HELD, PARKED = "pending", "rescheduled", "held", "parked"
 
@@ -86,20 +86,7 @@ class OutboxQueries:
             or_(holds.due_at.is_(None), holds.due_at > moment),
         )
         self.claim = (
-            select(
-                outbox.id,
-                outbox.lane,
-                outbox.message_id,
-                outbox.source,
-                outbox.type,
-                outbox.version,
-                outbox.topic,
-                outbox.key,
-                outbox.content_type,
-                outbox.headers,
-                outbox.body,
-                outbox.attempts,
-            )
+            select(outbox.id, *(outbox[name] for name in RECORD_COLUMNS), outbox.attempts)
             .where(
                 # SQLite takes an index for every column that stands alone, and sorts all pending records afterwards.
                 self._among(outbox.lane + 0 if dialect == "sqlite" else outbox.lane, "lanes", SmallInteger()),
@@ -134,10 +121,7 @@ class OutboxQueries:
                 self._among(outbox.id, "ids"), outbox.key.is_not(None)
             ),
         )
-        kept = [
-            *("id", "lane", "message_id", "source", "type", "version", "topic", "key"),
-            *("content_type", "headers", "body", "written_at"),
-        ]
+        kept = ["id", *RECORD_COLUMNS, "written_at"]
         self.park = insert(tables.parked).from_select(
             [*kept, "attempts", "error", "parked_at"],
             select(

@@ -10,7 +10,9 @@ import orjson
 from cqrs_decor.envelope import Envelope, envelope_from_attributes
 from cqrs_decor.errors import UnsupportedError
 from cqrs_decor.lanes import lane_of
+from cqrs_decor.outbox import ClaimedRecord
 from cqrs_decor_sqlalchemy.columns import NAME_LENGTH
+from cqrs_decor_sqlalchemy.tables import RECORD_COLUMNS
 
 
 def record_row(envelope: Envelope) -> dict[str, object]:
@@ -37,24 +39,45 @@ def record_row(envelope: Envelope) -> dict[str, object]:
     return row
 
 
+def claimed_record(row: Any) -> ClaimedRecord:
+    """The record of a row of the claim: id, `RECORD_COLUMNS`, attempts. Taken by position, which is twice as fast."""
+    record_id, lane, *kept, attempts = row
+    return ClaimedRecord(id=record_id, lane=lane, envelope=_envelope(record_id, *kept), attempts=attempts)
+
+
 def envelope_of(row: Any) -> Envelope:
-    """The envelope of an outbox row, with the record's id as its sequence."""
-    rest: dict[str, Any] = orjson.loads(row.headers)
+    """The envelope of a row with those columns among others, with the record's id as its sequence."""
+    return _envelope(row.id, *(getattr(row, name) for name in RECORD_COLUMNS[1:]))
+
+
+def _envelope(
+    record_id: int,
+    message_id: str,
+    source: str,
+    type_: str,
+    version: int,
+    topic: str,
+    key: str | None,
+    content_type: str,
+    headers: str,
+    body: bytes,
+) -> Envelope:
+    rest: dict[str, Any] = orjson.loads(headers)
     return Envelope(
-        id=row.message_id,
-        source=row.source,
-        type=row.type,
-        version=row.version,
-        topic=row.topic,
-        key=row.key,
-        content_type=row.content_type,
-        data=bytes(row.body),
-        time=_time(rest["time"]),
+        id=message_id,
+        source=source,
+        type=type_,
+        version=version,
+        topic=topic,
+        key=key,
+        content_type=content_type,
+        data=bytes(body),
+        time=datetime.fromisoformat(rest["time"]),
         correlation_id=rest.get("correlationid"),
         causation_id=rest.get("causationid"),
         traceparent=rest.get("traceparent"),
         headers=rest.get("headers") or {},
-        sequence=row.id,
+        sequence=record_id,
     )
 
 
@@ -130,10 +153,6 @@ def _rest(envelope: Envelope) -> str:
     if envelope.headers:
         rest["headers"] = dict(envelope.headers)
     return orjson.dumps(rest).decode()
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
 
 
 def _has_lone_surrogate(text: str) -> bool:

@@ -13,6 +13,7 @@ from cqrs_decor.errors import SchemaMissingError, SchemaOutdatedError, StoreUnav
 from cqrs_decor.findings import Finding
 from cqrs_decor.lanes import LANES
 from cqrs_decor_sqlalchemy.database import Database
+from cqrs_decor_sqlalchemy.storage import storage_statements
 from cqrs_decor_sqlalchemy.tables import SCHEMA_VERSION
 
 _NAME = "cqrs_decor"
@@ -119,6 +120,7 @@ class SqlAlchemySchema:
             ddl.append(CreateSchema(schema, if_not_exists=True))
         for table in missing:
             ddl.append(CreateTable(table, if_not_exists=True))
+            ddl.extend(storage_statements(table, connection))
             ddl.extend(CreateIndex(index) for index in sorted(table.indexes, key=lambda index: str(index.name)))
         return [*ddl, *self._missing_rows(connection, made=missing)]
 

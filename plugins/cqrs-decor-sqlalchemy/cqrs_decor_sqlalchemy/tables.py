@@ -18,13 +18,22 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     UniqueConstraint,
+    event,
 )
 from sqlalchemy.sql.schema import SchemaItem
 
 from cqrs_decor_sqlalchemy.columns import DatabaseNow, body_type, id_type, long_text_type, name_type, time_type
+from cqrs_decor_sqlalchemy.driver_insert import DriverInsert
 from cqrs_decor_sqlalchemy.log_tables import LogTables, define_log_tables
+from cqrs_decor_sqlalchemy.storage import set_storage
 
 SCHEMA_VERSION = 1
+
+RECORD_COLUMNS = (
+    *("lane", "message_id", "source", "type", "version", "topic", "key"),
+    *("content_type", "headers", "body"),
+)
+"""What is kept of an envelope, wherever its record stands."""
 
 
 class Tables:
@@ -200,9 +209,10 @@ class Tables:
             Column("name", name_type(), primary_key=True),
             Column("version", Integer, nullable=False),
         )
-        # Each is built once, since SQLAlchemy finds the compiled form of a statement by the object's shape.
-        self.insert_record = self.outbox.insert().values(written_at=DatabaseNow())
+        self.insert_record = DriverInsert(self.outbox.insert().values(written_at=DatabaseNow()), RECORD_COLUMNS)
         self.log: LogTables = define_log_tables(self.metadata, schema, prefix)
+        for table in self.all():
+            event.listen(table, "after_create", set_storage)
 
     def all(self) -> Sequence[Table]:
         """Every table, in an order in which they can be created."""

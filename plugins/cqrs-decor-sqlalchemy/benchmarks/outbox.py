@@ -1,0 +1,193 @@
+"""What the outbox costs, each time against the same work by hand and in one run: read the ratios.
+
+python plugins/cqrs-decor-sqlalchemy/benchmarks/outbox.py [postgresql+asyncpg://... of an empty database]
+"""
+# ruff: noqa: T201, S608 - it prints, and its SQL is its own
+
+import asyncio
+import random
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from cqrs_decor._ids import new_id
+from cqrs_decor.envelope import Envelope
+from cqrs_decor.lanes import LANES
+from cqrs_decor.outbox import Settlement
+from cqrs_decor_sqlalchemy import SqlAlchemyStore
+from cqrs_decor_sqlalchemy.columns import DatabaseNow
+from cqrs_decor_sqlalchemy.records import record_row
+from tests.services import PostgresServer, running
+
+Way = Callable[[int], Awaitable[Any]]
+
+_BATCH = 500
+
+
+class Base(DeclarativeBase):
+    """The business's own tables."""
+
+
+class Order(Base):
+    __tablename__ = "business"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sku: Mapped[str]
+
+
+async def main(url: str) -> None:
+    store = SqlAlchemyStore.from_url(url)
+    await store.schema.upgrade()
+    await store.open()
+    async with store.database.engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    await emitting(store, url)
+    await relaying(store, url)
+    await claiming_at_size(store)
+    await store.close()
+
+
+async def emitting(store: SqlAlchemyStore, url: str) -> None:
+    """One business row and the commit; the same with an event."""
+    engine = create_async_engine(url, pool_size=20)
+    sessions = async_sessionmaker(engine, expire_on_commit=False)
+    outbox = store.database.tables.outbox.insert().values(written_at=DatabaseNow())
+
+    async def bare(_: int) -> None:
+        async with sessions() as session:
+            session.add(Order(sku="tea"))
+            await session.commit()
+
+    async def by_hand(number: int) -> None:
+        async with sessions() as session:
+            session.add(Order(sku="tea"))
+            await session.flush()
+            await session.execute(outbox, record_row(_event(number)))
+            await session.commit()
+
+    async def unit_of_work(_: int) -> None:
+        transaction = await store.begin()
+        transaction.session.add(Order(sku="tea"))
+        await transaction.commit()
+
+    async def emit(number: int) -> None:
+        transaction = await store.begin()
+        transaction.session.add(Order(sku="tea"))
+        transaction.add([_event(number)])
+        await transaction.commit()
+
+    ways: dict[str, Way] = {"bare": bare, "two rows by hand": by_hand, "unit of work": unit_of_work, "emit": emit}
+    for clients in (1, 8):
+        medians = await _compared(ways, clients, rounds=800 // clients)
+        for name, seconds in medians.items():
+            ratio = seconds / medians["bare"]
+            print(f"{clients} clients  {name:18} {seconds * 1e6:8,.0f} us   {ratio:.2f} x bare")
+    await engine.dispose()
+
+
+async def relaying(store: SqlAlchemyStore, url: str) -> None:
+    """Claim and settle one after another, 500 at a time; by hand with the bare driver, decoding nothing."""
+    driver = await asyncpg.connect(url.replace("+asyncpg", ""))
+    lanes = await store.outbox.acquire("benchmark", timedelta(minutes=30), LANES)
+    numbers = [lane.number for lane in lanes]
+
+    async def through_store(_: int) -> None:
+        records = await store.outbox.claim(lanes, _BATCH)
+        await store.outbox.settle(Settlement(lanes=lanes, delivered=records))
+
+    async def through_driver(_: int) -> None:
+        rows = await driver.fetch(_CLAIM, numbers, _BATCH)
+        async with driver.transaction():
+            await driver.fetch(_LOCK, numbers)
+            await driver.execute("DELETE FROM cqrs_outbox WHERE id = ANY($1::bigint[])", [row["id"] for row in rows])
+
+    await _fill(store, 2 * 60 * _BATCH)
+    await driver.execute("ANALYZE cqrs_outbox")
+    medians = await _compared({"store": through_store, "bare driver": through_driver}, 1, rounds=50)
+    for name, seconds in medians.items():
+        print(f"claim + settle  {name:12} {_BATCH / seconds:8,.0f} records/s")
+    await store.outbox.release("benchmark", lanes)
+    await driver.close()
+
+
+async def claiming_at_size(store: SqlAlchemyStore) -> None:
+    """With statistics as a burst leaves them, which is none."""
+    lanes = await store.outbox.acquire("benchmark", timedelta(minutes=30), LANES)
+    for size in (1_000, 1_000_000):
+        async with store.database.engine.begin() as connection:
+            await connection.execute(text("DELETE FROM cqrs_outbox"))
+            await connection.execute(text(_MANY), {"size": size})
+        took = [await _timed(lambda _: store.outbox.claim(lanes, _BATCH), number) for number in range(30)]
+        print(f"claim of {_BATCH} out of {size:9,}: {statistics.median(took) * 1e3:6.1f} ms")
+    await store.outbox.release("benchmark", lanes)
+
+
+async def _compared(ways: dict[str, Way], clients: int, *, rounds: int) -> dict[str, float]:
+    """Medians per call, all ways in each round and in random order, so that what else the machine does hits all."""
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 5):
+        for name in random.sample(list(ways), k=len(ways)):
+            way = ways[name]
+            seconds = await _timed(lambda n, way=way: asyncio.gather(*(way(n) for _ in range(clients))), number)
+            if number >= 5:
+                took[name].append(seconds / clients)
+    return {name: statistics.median(values) for name, values in took.items()}
+
+
+async def _timed(way: Way, number: int) -> float:
+    began = time.perf_counter()
+    await way(number)
+    return time.perf_counter() - began
+
+
+async def _fill(store: SqlAlchemyStore, size: int) -> None:
+    for start in range(0, size, 1_000):
+        transaction = await store.begin()
+        transaction.add([_event(number) for number in range(start, start + 1_000)])
+        await transaction.commit()
+
+
+def _event(number: int) -> Envelope:
+    return Envelope(
+        id=new_id(),
+        source="shop",
+        type="shop.order-placed",
+        topic="orders",
+        key=str(number % 1_000),
+        data=b"x" * 200,
+        time=datetime.now(UTC),
+    )
+
+
+_COLUMNS = "id, lane, message_id, source, type, version, topic, key, content_type, headers, body, attempts"
+_CLAIM = f"SELECT {_COLUMNS} FROM cqrs_outbox WHERE lane = ANY($1::smallint[]) ORDER BY id LIMIT $2"
+_LOCK = "SELECT lane, fence FROM cqrs_outbox_lane WHERE lane = ANY($1::smallint[]) ORDER BY lane FOR UPDATE"
+_MANY = """
+    INSERT INTO cqrs_outbox
+        (lane, message_id, source, type, version, topic, key, content_type, headers, body, written_at)
+    SELECT n % 32, n, 'shop', 'shop.order-placed', 1, 'orders', n % 1000, 'application/json',
+        '{"time":"2024-01-01T00:00:00+00:00"}', convert_to(repeat('x', 200), 'UTF8'), now()
+    FROM generate_series(1, :size) AS n
+"""
+
+
+def _run(arguments: Sequence[str]) -> None:
+    if arguments:
+        asyncio.run(main(arguments[0]))
+        return
+    with running(PostgresServer) as server:
+        server.create_database("benchmark")
+        asyncio.run(main(server.url(database="benchmark")))
+        server.drop_database("benchmark")
+
+
+if __name__ == "__main__":
+    _run(sys.argv[1:])
