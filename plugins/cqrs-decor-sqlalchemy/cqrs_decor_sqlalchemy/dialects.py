@@ -1,5 +1,6 @@
 """How each database begins a transaction that reads, or one of the store's own."""
 
+from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event
@@ -44,7 +45,8 @@ def prepare_sqlite_engine(engine: AsyncEngine, settings: StoreSettings | None = 
     _refuse_shared_connection(engine)
     if engine.sync_engine in _prepared:
         return engine
-    event.listen(engine.sync_engine, "connect", _Pragmas(settings or StoreSettings()))
+    # First of all: the dialect runs statements of its own on a new connection, and those can be cancelled as well.
+    event.listen(engine.sync_engine, "connect", _Pragmas(settings or StoreSettings()), insert=True)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     _prepared.add(engine.sync_engine)
     return engine
@@ -91,11 +93,32 @@ class _Pragmas:
         )
 
     def __call__(self, connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        _stop_once(getattr(connection, "driver_connection", None))
         connection.isolation_level = None
         cursor = connection.cursor()
         for statement in self._statements:
             cursor.execute(statement)
         cursor.close()
+
+
+def _stop_once(driver: Any) -> None:
+    """Keep a cancelled statement from hanging the end of the process.
+
+    Its connection is stopped twice then: by SQLAlchemy, and by the `close` that it has begun before. The second stop is
+    asked of a thread that has ended, and whoever waits for its answer waits for ever: in the end `asyncio.run`. Seen
+    with aiosqlite 0.22.1 and SQLAlchemy 2.1.9: `test_cancelled_statements_do_not_hold_up_the_end_of_the_process`.
+    """
+    stop = getattr(driver, "stop", None)
+    if stop is None:  # aiosqlite before 0.22.1 has only `close`
+        return
+    answers: list[Any] = []
+
+    def stop_once() -> Any:
+        if not answers:
+            answers.append(stop())
+        return answers[0]
+
+    driver.stop = stop_once
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -1,5 +1,7 @@
 """SQLite's own: one writer, a driver that begins by itself, a database that is a file."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import anyio
@@ -193,3 +195,36 @@ async def test_foreign_keys_are_left_to_the_user(sqlite_url):
     async with engine.connect() as connection:
         assert (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar() == 1
     await engine.dispose()
+
+
+CANCEL_STATEMENTS = """
+import asyncio, sys
+import anyio
+from sqlalchemy import text
+from cqrs_decor_sqlalchemy import SqlAlchemyStore
+
+COUNT = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200000) SELECT count(*) FROM n"
+
+async def count(engine):
+    async with engine.connect() as connection:
+        await connection.execute(text(COUNT))
+
+async def main(url):
+    store = SqlAlchemyStore.from_url(url)
+    await store.open()
+    for turn in range(40):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(count, store.database.engine)
+            await asyncio.sleep(0.001 * (turn % 12))
+            tasks.cancel_scope.cancel()
+    await store.close()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_cancelled_statements_do_not_hold_up_the_end_of_the_process(sqlite_url):
+    """A worker that is told to stop cancels what it polls; it must end then, and not hang until somebody kills it."""
+    done = subprocess.run([sys.executable, "-c", CANCEL_STATEMENTS, sqlite_url], timeout=60, check=False)
+
+    assert done.returncode == 0
