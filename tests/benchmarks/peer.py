@@ -4,7 +4,6 @@ Run by `dispatch.py` with that environment's interpreter; it prints microseconds
 """
 
 import asyncio
-import logging
 import sys
 import venv
 from pathlib import Path
@@ -60,5 +59,4 @@ async def _measure() -> float:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.CRITICAL)
     sys.stdout.write(f"{asyncio.run(_measure())}\n")
