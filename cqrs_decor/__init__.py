@@ -47,5 +47,5 @@ __getattr__, __all__ = lazily(
         "cqrs_decor.store": ("Store",),
         "cqrs_decor.unit_of_work": ("UnitOfWork",),
     },
+    "__version__",
 )
-__all__ = sorted([*__all__, "__version__"])

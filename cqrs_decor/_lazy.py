@@ -6,7 +6,7 @@ from importlib import import_module
 GetAttribute = Callable[[str], object]
 
 
-def lazily(package: str, homes: Mapping[str, tuple[str, ...]]) -> tuple[GetAttribute, list[str]]:
+def lazily(package: str, homes: Mapping[str, tuple[str, ...]], *own: str) -> tuple[GetAttribute, list[str]]:
     """A package's `__getattr__` and its `__all__`.
 
     Type checkers read the package's `.pyi` beside it; a test holds the two together.
@@ -14,6 +14,7 @@ def lazily(package: str, homes: Mapping[str, tuple[str, ...]]) -> tuple[GetAttri
     Args:
         package: `__name__` of the package.
         homes: Module -> the names that it gives.
+        own: Public names that the package defines itself.
     """
     home_of = {name: module for module, names in homes.items() for name in names}
 
@@ -22,4 +23,4 @@ def lazily(package: str, homes: Mapping[str, tuple[str, ...]]) -> tuple[GetAttri
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(home_of[name]), name)
 
-    return get_attribute, sorted(home_of)
+    return get_attribute, sorted([*home_of, *own])
