@@ -119,6 +119,12 @@ class Running:
             )
             self._loops["relay"] = await Supervised.start("relay", self.relay.run, self._configuration.clock)
 
+    def _concurrency(self) -> int:
+        """Where only one can write at a time, handlers side by side would only wait for each other."""
+        settings = self._settings
+        alone = not self.parts.store.card.concurrent_writers and "worker_concurrency" not in settings.model_fields_set
+        return 1 if alone else settings.worker_concurrency
+
     async def _start_worker(self) -> None:
         if self.worker is None:
             self.worker = Worker(
@@ -129,7 +135,7 @@ class Running:
                 self.parts.examined.routes,
                 {self._codec.content_type: self._codec},
                 limits=WorkerLimits(
-                    concurrency=self._settings.worker_concurrency,
+                    concurrency=self._concurrency(),
                     prefetch=self._settings.worker_prefetch,
                     max_body_bytes=self._settings.max_body_bytes,
                     park_unknown=self._settings.unknown_events == "park",

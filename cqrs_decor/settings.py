@@ -22,7 +22,7 @@ class Settings(BaseModel):
         lease_s: A relay holds its lanes so long without a sign of life.
         relay_batch: Records that a relay claims at once.
         poll_interval_s: A relay that nothing wakes looks for work this often.
-        worker_concurrency: Keys that a worker handles at a time.
+        worker_concurrency: Keys that a worker handles at a time; unless set, 1 on a database with one writer (SQLite).
         worker_prefetch: Messages that a worker has in memory at most.
         drain_limit_s: A stop waits this long for work in flight.
         max_event_depth: Domain events may follow domain events this deep.

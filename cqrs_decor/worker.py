@@ -38,7 +38,7 @@ from cqrs_decor.observers import MessageConsumed, Observers
 from cqrs_decor.pipeline import Plan
 from cqrs_decor.retry import WORKER_RETRY, Retry
 from cqrs_decor.routing import Routes
-from cqrs_decor.stages.retries import is_hopeless
+from cqrs_decor.stages.retries import TRANSIENT_RETRY, is_hopeless
 from cqrs_decor.store import Store
 
 _logger = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ _RECEIVE_WAIT = timedelta(seconds=1)
 _RETRIES_EVERY_S = 2.0
 _RETRIES_AT_ONCE = 50
 _REVOKE_LIMIT_S = 20.0
+_CONFLICTS = 50
+"""So often a message may lose a race in the database (deadlock, busy) before it counts as a failure of its handler."""
 
 QueueKey = tuple[object, ...]
 
@@ -66,6 +68,14 @@ class WorkerLimits:
     prefetch: int
     max_body_bytes: int
     park_unknown: bool
+
+
+@dataclass(slots=True)
+class _Tries:
+    """How often one consumer has run for one message, and how often the database made it start over."""
+
+    attempts: int = 0
+    conflicts: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -345,31 +355,42 @@ class Worker:
     async def _consume(self, plan: Plan, envelope: Envelope, message: Any, parked: ParkedMessage | None = None) -> bool:
         """Run one consumer until it is done or the message is parked; False if a stop came first.
 
-        An outage is no attempt, and waiting for the next attempt holds no place.
+        Waiting for the next attempt holds no place.
         """
         began = self._clock.elapsed()
-        attempt = 0
+        tries = _Tries()
         while True:
-            attempt += 1
+            tries.attempts += 1
             try:
                 async with self._slots:
-                    result = await self._attempt(plan, envelope, message, attempt, parked)
+                    result = await self._attempt(plan, envelope, message, tries.attempts, parked)
             except Exception as error:  # whatever a handler raises is judged by its policy, none is dropped
-                if self._is_outage(error):
-                    attempt -= 1
-                    await self._store_outage.wait(error)
-                else:
-                    delay = _delay(plan.spec.options.retry or WORKER_RETRY, error, attempt)
-                    if delay is None:
-                        return await self._park(plan.origin.consumer or "", envelope, error, attempt)
-                    self._tell_of_retry(plan, envelope, error, attempt, delay)
-                    await self._wait_unless_stopped(delay)
+                if not await self._wait_for_next(plan, envelope, error, tries):
+                    return await self._park(plan.origin.consumer or "", envelope, error, tries.attempts)
                 if self._stopping:
                     return False
             else:
                 self._store_outage.over()
-                self._tell(plan, envelope, "duplicate" if result is DUPLICATE else "done", attempt, began)
+                self._tell(plan, envelope, "duplicate" if result is DUPLICATE else "done", tries.attempts, began)
                 return True
+
+    async def _wait_for_next(self, plan: Plan, envelope: Envelope, error: Exception, tries: _Tries) -> bool:
+        """Wait before the next attempt; False when there is none. An outage or a lost race for a row is no attempt."""
+        if self._is_outage(error):
+            tries.attempts -= 1
+            await self._store_outage.wait(error)
+            return True
+        if self._store.is_transient(error) and tries.conflicts < _CONFLICTS:
+            tries.attempts -= 1
+            tries.conflicts += 1
+            await self._wait_unless_stopped(TRANSIENT_RETRY.delay(tries.conflicts))
+            return True
+        delay = _delay(plan.spec.options.retry or WORKER_RETRY, error, tries.attempts)
+        if delay is None:
+            return False
+        self._tell_of_retry(plan, envelope, error, tries.attempts, delay)
+        await self._wait_unless_stopped(delay)
+        return True
 
     async def _wait_unless_stopped(self, delay: timedelta) -> None:
         async with anyio.create_task_group() as tasks:

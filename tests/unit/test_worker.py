@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from cqrs_decor import (
@@ -869,3 +870,63 @@ async def test_a_foreign_message_without_a_correlation_starts_one() -> None:
         await shop.receive(paid(id="foreign"))
 
     assert seen == [("foreign", None)]
+
+
+# --- the database makes a handler start over --------------------------------------------------------------------------
+
+
+class DeadlockError(Exception):
+    """What a database says to one of two transactions that wait for each other."""
+
+
+class ContendedStore(MemoryStore):
+    def is_transient(self, error: BaseException) -> bool:
+        return isinstance(error, DeadlockError)
+
+
+class OneWriterStore(MemoryStore):
+    card = replace(MemoryStore.card, concurrent_writers=False)
+
+
+async def test_a_lost_race_in_the_database_is_no_attempt() -> None:
+    """Under contention a healthy message would otherwise be parked, although nothing is wrong with it."""
+    sales, races = Registry("races"), [DeadlockError()] * 5
+
+    @sales.event_handler(retry=Retry(max_attempts=1))
+    async def book(event: Paid, context: MessageContext) -> None:
+        assert context.attempt == 1
+        if races:
+            raise races.pop()
+
+    clock = FakeClock()
+    async with shop_with(sales, store=ContendedStore(clock=clock)) as shop:
+        await shop.broker.publish([paid()])
+        while races:
+            await eventually(lambda: bool(shop.clock.waits))
+            shop.clock.advance_to_last()
+            await anyio.lowlevel.checkpoint()
+        await shop.settled()
+
+        assert await shop.parked() == []
+
+
+@pytest.mark.parametrize(("given", "at_once"), [({}, 1), ({"worker_concurrency": 3}, 3)], ids=["default", "set"])
+async def test_one_writer_gets_one_handler_at_a_time_unless_told_otherwise(given: dict[str, int], at_once: int) -> None:
+    """On SQLite handlers side by side would only wait for the one writer, holding what they hold."""
+    sales, inside, most = Registry("one writer"), list[str](), list[int]()
+    going_on = asyncio.Event()
+
+    @sales.event_handler
+    async def book(event: Paid) -> None:
+        inside.append(event.order)
+        most.append(len(inside))
+        await going_on.wait()
+        inside.remove(event.order)
+
+    async with shop_with(sales, store=OneWriterStore(), settings=Settings(**given)) as shop:  # type: ignore[arg-type]
+        await shop.broker.publish([paid(order) for order in "abcde"])
+        await eventually(lambda: len(inside) == at_once)
+        going_on.set()
+        await shop.settled()
+
+    assert max(most) == at_once
