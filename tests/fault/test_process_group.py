@@ -10,9 +10,9 @@ async def test_everything_killed_at_once_leaves_nothing_half_done(world: World, 
     leader = world.start_sending(400, seed=seed)
     second = world.start_sending(400, seed=seed + 1000, group=leader.pid)
     world.start("all", group=leader.pid)
+    await leader.says("committed")
+    await second.says("committed")
     await world.handles(20)
-    assert leader.said("committed")
-    assert second.said("committed")
     assert await world.ledger.pending() + await world.unacknowledged() > 0
     world.kill_group(leader)
 
