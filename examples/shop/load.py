@@ -5,8 +5,9 @@ An order number is the client's own: when a reply is lost, the client asks again
 
 import argparse
 import asyncio
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import httpx
@@ -25,6 +26,7 @@ class Load:
         cancelled: Numbers of those whose end it has confirmed.
         retries: Requests that were made again.
         open_requests: Requests that wait for their reply now.
+        enough: Once the orders are placed, whether that will do; more are placed until it does.
     """
 
     url: str
@@ -37,14 +39,22 @@ class Load:
     retries: int = 0
     open_requests: int = 0
     seconds: float = 0.0
+    enough: Callable[[], bool] = lambda: True
 
     async def run(self) -> None:
         began = time.monotonic()
-        numbers = iter(range(self.orders))
+        numbers = self._numbers()
         async with httpx.AsyncClient(base_url=self.url, timeout=10) as http, asyncio.TaskGroup() as tasks:
             for _ in range(self.clients):
                 tasks.create_task(self._order_all(http, numbers))
         self.seconds = time.monotonic() - began
+
+    def _numbers(self) -> Iterator[int]:
+        """As many as were asked for, and more for as long as that is not enough."""
+        for count in itertools.count():
+            if count >= self.orders and self.enough():
+                return
+            yield count
 
     async def _order_all(self, http: httpx.AsyncClient, numbers: Iterator[int]) -> None:
         for count in numbers:

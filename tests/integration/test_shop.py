@@ -190,6 +190,7 @@ async def test_kills_lose_nothing_double_nothing_and_reorder_nothing(stage: Stag
     """Relays, workers and the web process are killed with work in hand, again and again, while orders come in."""
     load = _load_client(stage.url)
     async with _tools(stage, load) as killer, asyncio.timeout(2 * LIMIT_S), asyncio.TaskGroup() as tasks:
+        load.enough = lambda: killer.kills.total() == WEB_KILLS + 2 * len(TOPICS) * KILLS
         tasks.create_task(load.run())
         tasks.create_task(killer.kill_all("shop web", WEB_KILLS, killer.open_requests))
         for service in TOPICS:
