@@ -9,7 +9,8 @@ from cqrs_decor.clock import Clock
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.inbox import InboxFilter, ParkedMessage
 from cqrs_decor.lanes import LANES, HeldLane, lane_of
-from cqrs_decor.memory import MemoryInbox, MemoryOutbox, MemoryStore, MemoryTransaction, _Row
+from cqrs_decor.memory import MemoryInbox, MemoryOutbox, MemoryStore, MemoryTransaction
+from cqrs_decor.memory.outbox import _Row
 from cqrs_decor.outbox import Backlog, ClaimedRecord, FailedRecord, OutboxFilter, Settlement, StoredRecord
 from cqrs_decor.unit_of_work import Transaction
 
