@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, Protocol
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import BrokerError, CqrsDecorError, WireError
 from cqrs_decor.findings import Finding
+from cqrs_decor.observers import Observers
 
 Start = Literal["earliest", "latest"]
 
@@ -85,10 +86,10 @@ Revoked = Callable[[Collection[Partition]], Awaitable[None]]
 class Subscription(Protocol):
     """One reader of a consumer group. Used by one worker task at a time; `ack` may be called while `receive` waits."""
 
-    async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery]:
+    async def receive(self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()) -> Sequence[Delivery]:
         """Up to `limit` next messages, in order within each partition; waits up to `wait` for the first, then returns.
 
-        Nothing is delivered twice to one reader unless its partition was taken away in between. When the worker is full
+        Partitions that are `paused` are left out this time; they stay with this reader. Nothing is delivered twice to one reader unless its partition was taken away in between. When the worker is full
         it stops calling for a while: staying a member of the group meanwhile is the subscription's job.
 
         Raises:
@@ -117,6 +118,8 @@ class Broker(Protocol):
     capabilities: ClassVar[Capabilities]
     name: str
     """How texts call it: a URL without secrets."""
+    observers: Observers
+    """Told of offset resets; the app sets it before `open`."""
 
     async def open(self) -> None:
         """Connect.

@@ -6,7 +6,8 @@ although delivery is at least once (idempotent receiver, Hohpe & Woolf 2003).
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import Enum
 from typing import Any, Final, Protocol
 
 from cqrs_decor.context import MessageContext
@@ -19,6 +20,36 @@ DUPLICATE: Final = object()
 """What a consumer's chain returns when the consumer had the message before: nothing was run."""
 
 
+class Noted(Enum):
+    """What an inbox says to a message.
+
+    NEW: The consumer has it from now on, if the transaction commits.
+    HAD: It had it before, or the message is parked for it.
+    HELD: An earlier message of its key is parked for this consumer; nothing was noted.
+    """
+
+    NEW = "new"
+    HAD = "had"
+    HELD = "held"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """What a worker may have in hand of one partition, committed before it dispatches any of it.
+
+    Attributes:
+        until: It has no message with a higher position in hand.
+        suspect: The one message that it has in hand, where it goes in single steps after a crash.
+        crashes: How many workers vanished with the suspect in hand.
+    """
+
+    topic: str
+    partition: int
+    until: int
+    suspect: int | None = None
+    crashes: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParkedMessage:
     """A message that one consumer could not handle, kept whole until an operator decides.
@@ -29,7 +60,9 @@ class ParkedMessage:
         envelope: What came in; for what could not be read, whatever of it could.
         error: Type and text of the reason, without payload.
         attempts: How often the handler ran.
-        retry_requested: An operator wants it tried again; the consumer's worker will.
+        retry_requested: An operator wants it tried again, or the one before it in its key has been dealt with; a worker
+            of the consumer will.
+        held: It did not fail: it stands behind a parked message of its key.
     """
 
     id: int = 0
@@ -39,43 +72,83 @@ class ParkedMessage:
     attempts: int
     parked_at: datetime
     retry_requested: bool = False
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InboxFilter:
-    """Which parked messages an operator means; what is not given does not narrow."""
+    """Which parked messages an operator means; what is not given does not narrow.
+
+    Attributes:
+        error: Part of the error's text.
+        older_than: Parked longer ago than this, by the database's clock.
+        held: Only those that stand behind another (True), or only those that failed (False).
+        after: Only messages with a higher id: where the page before ended.
+    """
 
     ids: Collection[int] = ()
     consumer: str | None = None
     topic: str | None = None
     key: str | None = None
+    error: str | None = None
+    older_than: timedelta | None = None
+    held: bool | None = None
+    after: int = 0
     limit: int = 100
 
 
 class InboxStore(Protocol):
-    """Keeps inbox rows and parked messages. All raise StoreUnavailableError while the database is away."""
+    """Keeps inbox rows and parked messages. All raise StoreUnavailableError while the database is away.
 
-    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> bool:
-        """Note in this transaction that the consumer has the message (consumer, source, id); False if it had it before.
+    Per consumer, the messages of a (topic, key) are dealt with in order: once one is parked, its key is held, and what
+    comes later is kept behind it until it has been retried with success or discarded.
+    """
+
+    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> Noted:
+        """Note in this transaction that the consumer has the message (consumer, source, id), unless it had it before or
+        its key is held.
 
         While another transaction that noted the same is open, this waits for its end: the copy never runs beside.
         """
         ...
 
-    async def park(self, parked: ParkedMessage) -> None:
-        """Keep a message aside, in a transaction of its own.
+    async def park(self, parked: ParkedMessage) -> bool:
+        """Keep a message aside, hold its key, and note that the consumer has it, in a transaction of its own.
 
         Parking one (consumer, source, id) again replaces error and count and takes back the wish for a retry; id and
-        place stay.
+        place stay. False, and nothing is kept, if the consumer has had it with success meanwhile.
+        """
+        ...
+
+    async def hold_back(self, parked: ParkedMessage) -> bool:
+        """Keep a message behind the parked one of its key, and note that the consumer has it.
+
+        False, and nothing is kept, if the key is held no longer: it is the message's turn.
         """
         ...
 
     async def unpark(self, transaction: Transaction, parked_id: int) -> bool:
-        """Take a parked message out in this transaction; False if somebody else did."""
+        """Take a parked message out in this transaction; False if somebody else did. That the consumer has it stays
+        noted. The next one behind it is asked for; with the last one its key is held no longer.
+        """
         ...
 
     async def retries(self, consumers: Collection[str], limit: int) -> Sequence[ParkedMessage]:
-        """Parked messages of these consumers that an operator wants retried, oldest first."""
+        """Parked messages of these consumers that are to be tried again, oldest first: of each key only the first."""
+        ...
+
+    async def mark(self, group: str, owner: str, marks: Collection[Mark]) -> None:
+        """Note what this worker may have in hand of each of these partitions; replaces what was noted for them."""
+        ...
+
+    async def take_marks(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> Sequence[Mark]:
+        """What the last reader of these (topic, number) left noted: it vanished with that in hand. Those that it took
+        off, or that the owner itself noted, are left out.
+        """
+        ...
+
+    async def unmark(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> None:
+        """Take this worker's marks off: it has nothing more of these in hand, or a stop or an outage came between."""
         ...
 
     async def find(self, wanted: InboxFilter) -> Sequence[ParkedMessage]:
@@ -85,7 +158,9 @@ class InboxStore(Protocol):
     async def parked_count(self) -> int: ...
 
     async def retry(self, ids: Collection[int], *, who: str) -> int:
-        """Ask for another try; the worker of that consumer carries it out. Idempotent, recorded.
+        """Ask for another try; a worker of that consumer carries it out. Idempotent, recorded.
+
+        One that is held is left alone: it follows by itself.
 
         Returns:
             How many were not asked for already.
@@ -93,7 +168,11 @@ class InboxStore(Protocol):
         ...
 
     async def discard(self, ids: Collection[int], *, who: str) -> int:
-        """Give parked messages up; returns how many. Idempotent, recorded."""
+        """Give parked messages up; returns how many. Idempotent, recorded.
+
+        That the consumer has them stays noted. Where the first of its key is given up, the next one behind it is asked
+        for; with the last one its key is held no longer.
+        """
         ...
 
 

@@ -79,6 +79,71 @@ class OffsetReset:
     restarted_at: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrashSuspected:
+    """A relay or worker took over from one that vanished with work in hand, and goes in single steps up to `until`.
+
+    Attributes:
+        part: relay or worker.
+        place: The lane, or topic and partition.
+        crashes: How many vanished with the same record in hand; 0 while none is under suspicion.
+    """
+
+    part: str
+    place: str
+    until: int
+    crashes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WakeUpChanged:
+    """Wake-ups by the database work, or (`works` false) the relay looks for work at intervals instead."""
+
+    works: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionsPaused:
+    """A worker that is full has paused so many partitions; 0 when it goes on with all."""
+
+    group: str
+    paused: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchUndone:
+    """An optimistic batch failed, was rolled back, and is run one by one."""
+
+    consumer: str
+    messages: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesHeld:
+    """Messages were kept behind a parked one of their key."""
+
+    consumer: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanedUp:
+    """Rows that retention says are done with were deleted."""
+
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopRestarted:
+    """A loop failed by a fault of its own and was started again."""
+
+    loop: str
+    error: str
+
+
 Moment = (
     MessageDispatched
     | BatchPublished
@@ -87,6 +152,13 @@ Moment = (
     | ConnectionChanged
     | FenceRejected
     | OffsetReset
+    | CrashSuspected
+    | WakeUpChanged
+    | PartitionsPaused
+    | BatchUndone
+    | MessagesHeld
+    | CleanedUp
+    | LoopRestarted
 )
 
 

@@ -2,34 +2,44 @@
 
     pending --claim--> in flight --settle--> delivered (the row is gone)
        ^                   |------settle--> rescheduled (due later; holds back the later records of its key)
-       |                   `------settle--> parked (kept apart; holds back the later records of its key)
+       |                   `------settle--> parked (kept apart, and the later records of its key behind it)
        `----------- retry (an operator) -------'
 
-Claiming writes no row: a record is in flight because the relay that holds its lane says so.
+Claiming writes no row: a record is in flight because the relay that holds its lane says so. After a relay vanished, its
+lanes go in single steps: each record is marked on its lane before it is published, so that one which makes relays
+vanish is found.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from cqrs_decor._ids import new_id
 from cqrs_decor.clock import Clock
 from cqrs_decor.codec import Codec
 from cqrs_decor.context import MessageContext
 from cqrs_decor.envelope import Envelope
-from cqrs_decor.lanes import HeldLane
+from cqrs_decor.lanes import HeldLane, Renewal, TakenLane
 from cqrs_decor.routing import Routes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedRecord:
-    """A record that a relay is about to publish. `id` rises in the order of writing; it is the envelope's sequence."""
+    """A record that a relay is about to publish.
+
+    Attributes:
+        id: Rises in the order of writing; it is the envelope's sequence.
+        attempts: How often the broker refused it.
+        crashes: How many relays vanished with it in hand, this step not counted.
+    """
 
     id: int
     lane: int
     envelope: Envelope
     attempts: int = 0
+    crashes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +53,28 @@ class FailedRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """The outcome of a batch, recorded in one transaction under the fences of its lanes."""
+    """The outcome of a batch, recorded in one transaction under the fences of its lanes.
+
+    Attributes:
+        stepped: Its records came from `step`: their marks are taken off.
+        keep: Delivered records go to the history instead of vanishing.
+    """
 
     lanes: Sequence[HeldLane]
     delivered: Sequence[ClaimedRecord] = ()
     failed: Sequence[FailedRecord] = ()
+    stepped: bool = False
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRecord:
-    """A record as operators see it. `state` is pending, rescheduled, held (behind its key) or parked."""
+    """A record as operators see it.
+
+    Attributes:
+        state: pending, rescheduled, held (behind an earlier record of its key that failed), parked, or delivered (in
+            the history).
+    """
 
     id: int
     lane: int
@@ -66,12 +88,21 @@ class StoredRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxFilter:
-    """Which records an operator means; what is not given does not narrow."""
+    """Which records an operator means; what is not given does not narrow. Delivered ones only when asked for by state.
+
+    Attributes:
+        error: Part of the error's text.
+        older_than: Written longer ago than this, by the database's clock.
+        after: Only records with a higher id: where the page before ended.
+    """
 
     ids: Collection[int] = ()
     state: str | None = None
     topic: str | None = None
     key: str | None = None
+    error: str | None = None
+    older_than: timedelta | None = None
+    after: int = 0
     limit: int = 100
 
 
@@ -90,6 +121,27 @@ class Backlog:
     oldest: timedelta | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holders:
+    """Who holds the lanes of an outbox, by the database's clock.
+
+    Attributes:
+        relays: Owners that take part.
+        held: Lanes under a lease that has not ended.
+        free: Lanes that nobody holds.
+        ended: Lanes whose holder vanished and that nobody took over yet.
+        longest_ended: For how long the oldest of those leases has ended.
+        now: The database's clock.
+    """
+
+    relays: Sequence[str]
+    held: int
+    free: int
+    ended: int
+    longest_ended: timedelta | None
+    now: datetime
+
+
 @dataclass(slots=True)
 class Drained:
     """What `App.drain` saw until everything was quiet."""
@@ -97,6 +149,34 @@ class Drained:
     published: int = 0
     handled: int = 0
     parked: list[str] = field(default_factory=list[str])
+
+
+Heard = Literal["work", "echo"]
+
+
+class Ear(Protocol):
+    """Listens for wake-ups on a connection of its own."""
+
+    async def hear(self) -> Heard:
+        """Wait for the next: `work` when somebody committed records, `echo` for the sound of one's own renewal. Those
+        that came while nobody waited are one.
+
+        Raises:
+            StoreUnavailableError: The connection is lost; listening again makes a new one.
+        """
+        ...
+
+
+class WakeUps(Protocol):
+    """How the processes of one outbox wake each other, where the database can."""
+
+    async def send(self) -> None:
+        """Wake every relay that listens: records were committed. Raises StoreUnavailableError."""
+        ...
+
+    def listen(self, owner: str) -> AbstractAsyncContextManager[Ear]:
+        """Hear wake-ups from now on, as the relay `owner`. Entering raises StoreUnavailableError."""
+        ...
 
 
 class OutboxStore(Protocol):
@@ -107,17 +187,32 @@ class OutboxStore(Protocol):
     """
 
     lane_count: int
+    wake_ups: WakeUps | None
+    """None where the database has nothing of the kind: relays look for work at intervals."""
 
-    async def acquire(self, owner: str, lease: timedelta, limit: int) -> Sequence[HeldLane]:
-        """Take up to `limit` lanes that nobody holds, or whose lease has ended; the fence of each rises by one."""
+    async def acquire(self, owner: str, lease: timedelta, limit: int, *, in_hand: int) -> Sequence[TakenLane]:
+        """Take up to `limit` lanes that nobody holds, or whose lease has ended; the fence of each rises by one.
+
+        Args:
+            in_hand: How many records a relay has in hand at most. A holder whose lease has ended vanished: what it may
+                have had in hand are the first so many records of its lanes; where there are none, nothing is suspected.
+        """
         ...
 
-    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Sequence[HeldLane]:
-        """Extend the leases; returns those that are still held under the same fence. The others are lost."""
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Renewal:
+        """Extend the leases, and note that the owner takes part for as long (also when it holds no lane).
+
+        Where there are wake-ups, the owner's own `Ear` hears an echo of it: that shows that listening works, across
+        connections.
+        """
         ...
 
-    async def release(self, owner: str, lanes: Sequence[HeldLane]) -> None:
-        """Give lanes back at once; those that were lost meanwhile are left alone."""
+    async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
+        """Give lanes back at once, with their marks taken off; those that were lost meanwhile are left alone.
+
+        Args:
+            leaving: The owner takes part no longer.
+        """
         ...
 
     async def claim(
@@ -138,9 +233,30 @@ class OutboxStore(Protocol):
         """
         ...
 
+    async def step(self, lanes: Sequence[HeldLane], *, until: int) -> Sequence[ClaimedRecord]:
+        """Take the first due record of each of these lanes, none with an id above `until`, and mark it on its lane in
+        the same transaction: a mark that stands there for the same record already counts one crash more, the one for
+        another is replaced.
+
+        A lane for which none comes back has none that is due. In other things like `claim`.
+
+        Raises:
+            LaneLostError: Another relay holds one of the lanes; nothing was taken.
+        """
+        ...
+
+    async def unmark(self, lanes: Sequence[HeldLane]) -> None:
+        """Take the marks off, as if these steps had not been: the broker was away, and that is no crash. Lanes that
+        were lost are left alone.
+        """
+        ...
+
     async def settle(self, settlement: Settlement) -> None:
         """Record the outcome of a batch in one transaction: delivered rows leave the table, failed ones are rescheduled
         or parked and hold back the later records of their key (those without a key hold back nothing).
+
+        The later records of a parked one stand behind it: in order, out of the way of what is due, and held back until
+        an operator retries or discards it.
 
         Raises:
             LaneLostError: A fence no longer holds; nothing was written.
@@ -151,12 +267,17 @@ class OutboxStore(Protocol):
         """How much waits; may be an estimate above a few thousand."""
         ...
 
+    async def holders(self) -> "Holders":
+        """Who takes part and holds what, for `doctor` and health."""
+        ...
+
     async def find(self, wanted: OutboxFilter) -> Sequence[StoredRecord]:
         """Records, oldest first."""
         ...
 
     async def retry(self, ids: Collection[int], *, who: str) -> int:
-        """Put parked records back in their old place in the order of their key, their attempts counted from 0 again.
+        """Put parked records back in their old place in the order of their key, their attempts and crashes counted from
+        0 again, and with each the records behind it.
 
         One that stands behind another parked one of its key stays held back. Idempotent, recorded.
 
@@ -173,6 +294,15 @@ class OutboxStore(Protocol):
 
         Returns:
             How many were given up.
+        """
+        ...
+
+    async def replay(self, ids: Collection[int], *, who: str) -> int:
+        """Write delivered records of the history once more, as new ones at the end of the order, each under its own
+        message id: consumers that had it drop it. Recorded; not idempotent.
+
+        Returns:
+            How many were in the history.
         """
         ...
 

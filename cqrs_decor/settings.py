@@ -21,9 +21,17 @@ class Settings(BaseModel):
         app: Where the command line finds the app, `module:attribute`.
         lease_s: A relay holds its lanes so long without a sign of life.
         relay_batch: Records that a relay claims at once.
-        poll_interval_s: A relay that nothing wakes looks for work this often.
+        poll_interval_s: A relay that the database cannot wake looks for work this often.
+        publish_timeout_s: What a broker may take for one batch before the relay calls it away; shorter than the lease.
+        history_days: Delivered outbox records are kept so long; 0 keeps none.
+        inbox_retention_days: So long the inbox remembers which message a consumer has had.
+        replay_horizon_days: So old a message may be when it comes (again): what the broker keeps, or a restored backup.
+        idempotency_days: So long the result of a command with an idempotency key is kept.
+        log_retention_days: So long the database as broker keeps what every group has acknowledged.
+        log_group_days: A group of that broker that nobody was in for so long is given up.
         worker_concurrency: Keys that a worker handles at a time; unless set, 1 on a database with one writer (SQLite).
         worker_prefetch: Messages that a worker has in memory at most.
+        worker_batch: Messages of an optimistic batch at most.
         drain_limit_s: A stop waits this long for work in flight.
         max_event_depth: Domain events may follow domain events this deep.
         max_body_bytes: A larger body is parked unread.
@@ -41,8 +49,16 @@ class Settings(BaseModel):
     lease_s: float = Field(default=15.0, ge=1.0)
     relay_batch: int = Field(default=500, ge=1, le=10_000)
     poll_interval_s: float = Field(default=0.5, gt=0)
+    publish_timeout_s: float = Field(default=9.0, gt=0)
+    history_days: float = Field(default=0, ge=0)
+    inbox_retention_days: float = Field(default=30, gt=0)
+    replay_horizon_days: float = Field(default=14, ge=0)
+    idempotency_days: float = Field(default=7, gt=0)
+    log_retention_days: float = Field(default=7, ge=0)
+    log_group_days: float = Field(default=30, gt=0)
     worker_concurrency: int = Field(default=16, ge=1)
     worker_prefetch: int = Field(default=1_000, ge=1)
+    worker_batch: int = Field(default=50, ge=2, le=1_000)
     drain_limit_s: float = Field(default=25.0, ge=0)
     max_event_depth: int = Field(default=16, ge=1)
     max_body_bytes: int = Field(default=10_000_000, ge=1)

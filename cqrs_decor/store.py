@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, ClassVar, Protocol
 
 from cqrs_decor.broker import Broker
@@ -20,6 +21,45 @@ class StoreCard:
     shared: bool
     concurrent_writers: bool
     crash_may_lose: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """For how long what is done with is kept, by the database's clock; None for ever.
+
+    Attributes:
+        inbox: Which message a consumer has had. Never shorter than a message may come again.
+        history: Delivered outbox records, where they are kept.
+        idempotency: Results of commands that were sent with an idempotency key.
+        log: Messages of the database as broker that every group has acknowledged.
+        groups: A group of that broker that was not there for so long is given up, and holds up nothing any more.
+    """
+
+    inbox: timedelta | None = None
+    history: timedelta | None = None
+    idempotency: timedelta | None = None
+    log: timedelta | None = None
+    groups: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptResult:
+    """What a command with an idempotency key came to: the digest of its content, and its encoded result."""
+
+    fingerprint: str
+    result: bytes | None
+
+
+class IdempotencyStore(Protocol):
+    """Remembers the results of commands by their idempotency key. All raise StoreUnavailableError."""
+
+    async def begin(self, transaction: Transaction, key: str, fingerprint: str) -> KeptResult | None:
+        """Take the key in this transaction; what is kept under it, if there is. Waits while another has it."""
+        ...
+
+    async def keep(self, transaction: Transaction, key: str, result: bytes | None) -> None:
+        """Keep the result under the key that this transaction has taken."""
+        ...
 
 
 class SchemaAdmin(Protocol):
@@ -48,6 +88,7 @@ class Store(Protocol):
     """How texts call it: a URL without secrets."""
     outbox: OutboxStore
     inbox: InboxStore
+    idempotency: IdempotencyStore
     schema: SchemaAdmin | None
 
     async def open(self) -> None:
@@ -95,6 +136,12 @@ class Store(Protocol):
 
     def log_broker(self) -> Broker | None:
         """The database as its own broker, where the store has one; shares the store's connections."""
+        ...
+
+    async def clean_up(self, retention: Retention, limit: int) -> int:
+        """Delete up to `limit` rows that retention says are done with, oldest first; how many. One process at a time
+        does it for all: 0 when nothing is left, or another one is at it.
+        """
         ...
 
     async def check(self) -> Sequence[Finding]:
