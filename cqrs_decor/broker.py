@@ -89,8 +89,9 @@ class Subscription(Protocol):
     async def receive(self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()) -> Sequence[Delivery]:
         """Up to `limit` next messages, in order within each partition; waits up to `wait` for the first, then returns.
 
-        Partitions that are `paused` are left out this time; they stay with this reader. Nothing is delivered twice to one reader unless its partition was taken away in between. When the worker is full
-        it stops calling for a while: staying a member of the group meanwhile is the subscription's job.
+        Partitions that are `paused` are left out this time; they stay with this reader. Nothing is delivered twice to
+        one reader unless its partition was taken away in between. When the worker is full it stops calling for a while:
+        staying a member of the group meanwhile is the subscription's job.
 
         Raises:
             BrokerUnavailableError: Lost the broker; calling again is safe and reconnects.
