@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [dispatch imports emitting relaying working] [--json FILE] [--rounds N]`."""
+"""`python -m tests.benchmarks [NAME ...] [--json FILE] [--rounds N]`; names as in `BENCHMARKS`."""
 
 import argparse
 import asyncio
@@ -11,7 +11,7 @@ from pathlib import Path
 from importlib_metadata import version
 from rich.console import Console
 
-from tests.benchmarks import dispatch, emitting, imports, relaying, working
+from tests.benchmarks import bursts, dispatch, emitting, imports, latency, relaying, scaling, working
 from tests.benchmarks.figures import Figure, as_json, show
 
 Benchmark = Callable[[int], Awaitable[Sequence[Figure]]]
@@ -21,6 +21,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "imports": imports.measure,
     "emitting": emitting.measure,
     "relaying": relaying.measure,
+    "latency": latency.measure,
+    "scaling": scaling.measure,
+    "bursts": bursts.measure,
     "working": working.measure,
 }
 

@@ -16,10 +16,11 @@ def python_of_peer() -> Path:
     """The interpreter of an environment that has the peer installed; made on first use."""
     home = Path(".cache") / f"python-cqrs-{VERSION}"
     python = home / "bin" / "python"
-    if not (home / "ready").exists():
+    if not (home / "ready-to-relay").exists():
         venv.create(home, with_pip=True, clear=True)
-        run([python, "-m", "pip", "install", "--quiet", f"python-cqrs[pydantic]=={VERSION}"], check=True)
-        (home / "ready").touch()
+        packages = [f"python-cqrs[pydantic,sqlalchemy,kafka]=={VERSION}", "asyncpg"]
+        run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        (home / "ready-to-relay").touch()
     return python
 
 

@@ -1,8 +1,13 @@
-"""One relay from PostgreSQL to Kafka against aiokafka's own producer: same payload, headers, settings, same minute."""
+"""A relay from PostgreSQL to Kafka against aiokafka's own producer: same payload, headers, settings, same minute. And
+against the producer of python-cqrs, and against two and four relays on the same rows. Order per key is checked on all
+that arrives.
+"""
 
 import asyncio
+import statistics
 from collections.abc import Sequence
 from datetime import timedelta
+from subprocess import DEVNULL, check_output
 from time import perf_counter
 from typing import Any
 
@@ -16,8 +21,10 @@ from cqrs_decor.observers import Observers
 from cqrs_decor.parts import open_broker, open_store
 from cqrs_decor.relay import Relay
 from cqrs_decor.store import Store
+from tests.benchmarks.backlog import require_order
 from tests.benchmarks.figures import Figure, at_least, compared
 from tests.benchmarks.orders import PAYLOAD, TOPIC, database
+from tests.benchmarks.peer import VERSION, python_of_peer
 from tests.services import KafkaServer, PostgresServer, running
 from tests.services.fixtures import fresh_name
 
@@ -27,10 +34,10 @@ KEYS = 1_000
 
 async def measure(rounds: int) -> Sequence[Figure]:
     with running(PostgresServer) as postgres, running(KafkaServer) as kafka:
-        topic = f"{TOPIC}.{fresh_name()}"
-        await kafka.create_topic(topic, partitions=12)
         async with database(postgres) as engine:
-            pairs = [await _round(engine, kafka, topic) for _ in range(max(3, rounds // 2))]
+            pairs = [await _round(engine, kafka, TOPIC) for _ in range(max(3, rounds // 2))]
+            ours = statistics.median(ours for ours, _ in pairs)
+            peers = await _peer(engine, kafka)
     return [
         compared(
             "relay PostgreSQL -> Kafka, one process",
@@ -38,13 +45,33 @@ async def measure(rounds: int) -> Sequence[Figure]:
             other_is="aiokafka's producer",
             unit="records/s",
             budget=at_least(0.6),
-        )
+        ),
+        compared(
+            "the same",
+            [(ours, peers)],
+            other_is=f"python-cqrs {VERSION}'s producer",
+            unit="records/s",
+            budget=at_least(20),
+        ),
     ]
 
 
-async def _round(engine: AsyncEngine, kafka: KafkaServer, topic: str) -> tuple[float, float]:
-    envelopes = [envelope_of(number, topic) for number in range(RECORDS)]
-    return await _ours(engine, f"kafka://{kafka.bootstrap}", envelopes), await _raw(kafka.bootstrap, envelopes)
+async def _round(engine: AsyncEngine, kafka: KafkaServer, name: str) -> tuple[float, float]:
+    topic, other = f"{name}.{fresh_name()}", f"{name}.{fresh_name()}"
+    for each in (topic, other):
+        await kafka.create_topic(each, partitions=12)
+    ours = await _ours(engine, f"kafka://{kafka.bootstrap}", [envelope_of(n, topic) for n in range(RECORDS)])
+    await require_order(kafka.bootstrap, topic, RECORDS)
+    return ours, await _raw(kafka.bootstrap, [envelope_of(n, other) for n in range(RECORDS)])
+
+
+async def _peer(engine: AsyncEngine, kafka: KafkaServer) -> float:
+    """Events per second of the peer's own loop, in its own environment, on the same database and broker."""
+    topic = f"{TOPIC}.{fresh_name()}"
+    await kafka.create_topic(topic, partitions=12)
+    url = engine.url.render_as_string(hide_password=False)
+    command = [python_of_peer(), "tests/benchmarks/peer_outbox.py", url, kafka.bootstrap, topic, "1000"]
+    return float(check_output(command, text=True, stderr=DEVNULL).split()[-1])
 
 
 def envelope_of(number: int, topic: str) -> Envelope:
