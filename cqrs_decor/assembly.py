@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from cqrs_decor.broker import Broker
-from cqrs_decor.checks import Examined, examine, service_fault
+from cqrs_decor.checks import Examined, examine, service_fault, setting_faults
 from cqrs_decor.clock import Clock
 from cqrs_decor.container import Container, DeclaredProviders, FixedValues, Layered, as_container
 from cqrs_decor.dependencies import GraphBuilder
@@ -71,6 +71,7 @@ def assemble(configuration: Configuration, given: Mapping[Any, Any]) -> Parts:
         faults.extend(
             service_fault(configuration.service, broker.name, durable=_keeps_positions(configuration, broker))
         )
+    faults.extend(setting_faults(configuration.settings, store, configuration.run))
     found = _part(faults, lambda: _container(configuration, snapshot, given)) or FixedValues({})
     graphs = GraphBuilder(found, store.resources)
     examined = examine(snapshot.handlers, graphs, store.resources)

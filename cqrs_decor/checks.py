@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from cqrs_decor._text import qualified_name, type_name
 from cqrs_decor.dependencies import GraphBuilder
@@ -14,6 +14,7 @@ from cqrs_decor.errors import (
     DuplicateHandlerError,
     HandlerDefinitionError,
     MissingServiceNameError,
+    SettingError,
     SyncHandlerWithAsyncResourceError,
     UnknownTopicError,
 )
@@ -21,6 +22,17 @@ from cqrs_decor.handlers import HandlerSpec, read_handler
 from cqrs_decor.messages import integration_event_types, message_spec
 from cqrs_decor.registry import HandlerRecord
 from cqrs_decor.routing import Routes
+from cqrs_decor.settings import PREFIX, Settings
+from cqrs_decor.store import Store
+
+TRUSTED_SHARE = 0.7
+"""A relay trusts its lease for this share of it: the rest is for clocks and answers that are late."""
+
+_RELAY_CONNECTIONS = 6
+"""Claim, settle, renew, clean up, listen, and one to spare."""
+
+_SPARE_CONNECTIONS = 3
+"""Of a worker besides its handlers: marks, parking, retries."""
 
 
 @dataclass(slots=True)
@@ -70,6 +82,75 @@ def service_fault(service: str | None, broker_name: str, *, durable: bool) -> It
     """A durable broker keeps positions by the name of the service: there must be one."""
     if durable and not service:
         yield MissingServiceNameError(broker_name)
+
+
+@runtime_checkable
+class LimitsConnections(Protocol):
+    """A store that knows how many connections it may have open at a time; None where there is no limit."""
+
+    connections: int | None
+
+
+def setting_faults(
+    settings: Settings, store: Store, run: Literal["relay", "worker", "all", "none"] | None
+) -> Iterator[CqrsDecorError]:
+    """Settings that are right one by one and cannot be right together.
+
+    Args:
+        settings: Completed from the environment.
+        store: Its connections are to last for what runs.
+        run: Which loops are meant to run here.
+    """
+    trusted_s = TRUSTED_SHARE * settings.lease_s
+    if settings.publish_timeout_s > trusted_s:
+        yield _contradiction(
+            ("publish_timeout_s", "lease_s"),
+            f"a batch may take {settings.publish_timeout_s:g} s, and of a lease of {settings.lease_s:g} s only "
+            f"{trusted_s:g} s are surely the relay's own",
+            f"make the lease at least {settings.publish_timeout_s / TRUSTED_SHARE:.1f} s, or the time-out shorter",
+        )
+    if settings.inbox_retention_days <= settings.replay_horizon_days:
+        yield _contradiction(
+            ("inbox_retention_days", "replay_horizon_days"),
+            f"the inbox forgets after {settings.inbox_retention_days:g} days, and a message may come again after "
+            f"{settings.replay_horizon_days:g}: its effects would happen twice",
+            "keep the inbox longer than the horizon",
+        )
+    for name, wanted in (("worker_concurrency", settings.worker_concurrency), ("worker_batch", settings.worker_batch)):
+        if wanted > max(settings.worker_prefetch, 2):
+            yield _contradiction(
+                (name, "worker_prefetch"),
+                f"{wanted} cannot be reached with {settings.worker_prefetch} messages in memory at most",
+                f"raise worker_prefetch to {wanted}, or lower {name}",
+            )
+    yield from _connection_faults(settings, store, run)
+
+
+def needed_connections(settings: Settings, run: Literal["relay", "worker", "all", "none"] | None) -> int:
+    """How many connections to the database the loops of one process may want at the same time."""
+    relay = _RELAY_CONNECTIONS if run in ("relay", "all") else 0
+    worker = settings.worker_concurrency + _SPARE_CONNECTIONS if run in ("worker", "all") else 0
+    return relay + worker
+
+
+def _connection_faults(
+    settings: Settings, store: Store, run: Literal["relay", "worker", "all", "none"] | None
+) -> Iterator[CqrsDecorError]:
+    """Where there is only one writer, nobody gains by more connections, and handlers wait for each other anyway."""
+    limit = store.connections if isinstance(store, LimitsConnections) else None
+    needed = needed_connections(settings, run)
+    if limit is not None and store.card.concurrent_writers and limit < needed:
+        yield _contradiction(
+            ("worker_concurrency",),
+            f"{settings.worker_concurrency} handlers at a time and the loops want {needed} connections, and "
+            f"{store.name} has {limit} at most",
+            "give the engine a larger pool (pool_size, max_overflow), or lower worker_concurrency",
+        )
+
+
+def _contradiction(names: tuple[str, ...], reason: str, fix: str) -> SettingError:
+    variables = ", ".join(f"{PREFIX}{name.upper()}" for name in names)
+    return SettingError(" and ".join(names), reason, fix, where=f"bootstrap(settings=...) or {variables}")
 
 
 def _read(records: Iterable[HandlerRecord], faults: list[CqrsDecorError]) -> Iterator[HandlerSpec]:

@@ -117,7 +117,9 @@ class Running:
                 clock=self._configuration.clock,
                 observers=self.parts.observers,
             )
-            self._loops["relay"] = await Supervised.start("relay", self.relay.run, self._configuration.clock)
+            self._loops["relay"] = await Supervised.start(
+                "relay", self.relay.run, self._configuration.clock, self.parts.observers
+            )
 
     def _concurrency(self) -> int:
         """Where only one can write at a time, handlers side by side would only wait for each other."""
@@ -144,7 +146,9 @@ class Running:
                 clock=self._configuration.clock,
                 observers=self.parts.observers,
             )
-            self._loops["worker"] = await Supervised.start("worker", self.worker.run, self._configuration.clock)
+            self._loops["worker"] = await Supervised.start(
+                "worker", self.worker.run, self._configuration.clock, self.parts.observers
+            )
 
     async def _call_hooks(self, hooks: Iterable[Hook]) -> None:
         for hook in hooks:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from cqrs_decor.clock import Clock
+from cqrs_decor.observers import LoopRestarted, Observers
 
 _logger = logging.getLogger(__name__)
 
@@ -16,15 +17,20 @@ class Supervised:
     tasks, as test fixtures and servers do.
     """
 
-    def __init__(self, name: str, run: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    def __init__(
+        self, name: str, run: Callable[[], Awaitable[None]], clock: Clock, observers: Observers | None = None
+    ) -> None:
         self._name = name
         self._run = run
         self._clock = clock
+        self._observers = observers or Observers()
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, name: str, run: Callable[[], Awaitable[None]], clock: Clock) -> "Supervised":
-        supervised = cls(name, run, clock)
+    async def start(
+        cls, name: str, run: Callable[[], Awaitable[None]], clock: Clock, observers: Observers | None = None
+    ) -> "Supervised":
+        supervised = cls(name, run, clock, observers)
         supervised._task = asyncio.create_task(supervised._keep_running(), name=f"cqrs-decor {name}")
         return supervised
 
@@ -47,9 +53,10 @@ class Supervised:
             try:
                 await self._run()
                 return
-            except Exception:  # a fault of ours or of a plugin's must not end delivery for good: it is logged whole
+            except Exception as error:  # a fault of ours or a plugin's must not end delivery: it is logged whole
                 wait_s = _RESTART_S[min(failures, len(_RESTART_S) - 1)]
                 failures += 1
                 facts = {"action": "loop_failed", "loop": self._name, "again_in_s": wait_s}
                 _logger.exception("%s failed and starts again", self._name, extra=facts)
+                self._observers.notice(LoopRestarted(loop=self._name, error=type(error).__name__))
                 await self._clock.sleep(wait_s)

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cqrs_decor import Settings, bootstrap
+from cqrs_decor import Registry, Settings, bootstrap
+from cqrs_decor.assembly import Run
+from cqrs_decor.checks import setting_faults
 from cqrs_decor.errors import SettingError
+from cqrs_decor.memory import MemoryStore
 
 pytestmark = pytest.mark.feature("U12")
 
@@ -123,3 +126,67 @@ async def greet(command: Greet) -> str:
 
     async with bootstrap(discover=False, registry=handlers_under_test.sales) as app:
         assert await app.send(handlers_under_test.Greet()) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("given", "setting"),
+    [
+        ({"lease_s": 10, "publish_timeout_s": 7.5}, "publish_timeout_s and lease_s"),
+        ({"inbox_retention_days": 14}, "inbox_retention_days and replay_horizon_days"),
+        ({"replay_horizon_days": 60}, "inbox_retention_days and replay_horizon_days"),
+        ({"worker_concurrency": 20, "worker_prefetch": 10}, "worker_concurrency and worker_prefetch"),
+        ({"worker_batch": 20, "worker_prefetch": 10}, "worker_batch and worker_prefetch"),
+    ],
+    ids=str,
+)
+def test_settings_that_contradict_each_other_stop_the_start(given: dict[str, float], setting: str) -> None:
+    """Each is fine alone; together they lose or repeat messages, or do not do what they say."""
+    app = bootstrap(discover=False, registry=Registry("none"), settings=Settings(**given))
+
+    [fault] = app.parts().faults
+
+    assert isinstance(fault, SettingError)
+    assert fault.setting == setting
+    for name in setting.split(" and "):
+        assert f"CQRS_DECOR_{name.upper()}" in fault.where
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"lease_s": 1}, {"worker_prefetch": 1}, {"worker_prefetch": 5}, {"lease_s": 10, "publish_timeout_s": 7}],
+    ids=str,
+)
+def test_what_is_not_set_fits_what_is(given: dict[str, float]) -> None:
+    """A default must not contradict what somebody chose."""
+    app = bootstrap(discover=False, registry=Registry("none"), settings=Settings(**given))
+
+    assert app.parts().faults == []
+    assert app.settings.model_fields_set == set(given)
+
+
+class _StoreWithPool(MemoryStore):
+    connections: int | None = 20
+
+
+@pytest.mark.parametrize(
+    ("run", "concurrency", "limit", "refused"),
+    [
+        ("all", 12, 20, True),
+        ("all", 11, 20, False),
+        ("worker", 17, 20, False),
+        ("worker", 18, 20, True),
+        ("relay", 900, 20, False),
+        ("none", 900, 20, False),
+        ("all", 900, None, False),
+    ],
+)
+def test_a_pool_that_is_too_small_for_what_runs_stops_the_start(
+    run: Run, concurrency: int, limit: int | None, refused: bool
+) -> None:
+    """Handlers would hold every connection, and the relay would lose its lanes while it waits for one."""
+    store = _StoreWithPool()
+    store.connections = limit
+
+    faults = list(setting_faults(Settings(worker_concurrency=concurrency), store, run))
+
+    assert [type(fault) for fault in faults] == [SettingError] * refused
