@@ -11,7 +11,7 @@ from pathlib import Path
 from importlib_metadata import version
 from rich.console import Console
 
-from tests.benchmarks import bursts, dispatch, emitting, imports, latency, relaying, scaling, working
+from tests.benchmarks import bursts, dispatch, emitting, imports, latency, poison, relaying, scaling, working
 from tests.benchmarks.figures import Figure, as_json, show
 
 Benchmark = Callable[[int], Awaitable[Sequence[Figure]]]
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "scaling": scaling.measure,
     "bursts": bursts.measure,
     "working": working.measure,
+    "poison": poison.measure,
 }
 
 
