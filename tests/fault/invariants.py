@@ -8,6 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tests.fault.processes import Footprint
+
+MORE_FILES = 30
+"""A pool may have as many connections more than it had when it was first looked at."""
+
+MORE_MEMORY = 48 * 1024 * 1024
+
 SHOWN = 8
 """So many ids are named, and the rest counted."""
 
@@ -51,15 +58,37 @@ class Left:
     unacknowledged: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Something that a process was at: a handler that ran for an entry, or a batch that was on its way to the broker.
+
+    Attributes:
+        what: The entry; the lane of a batch.
+        place: Of a batch, how many records of the lane were in it.
+        ended: None where the process was killed meanwhile.
+    """
+
+    what: str
+    place: int
+    process: int
+    began: float
+    ended: float | None
+
+
 class InvariantBrokenError(AssertionError):
     """A promise of the library does not hold; the text says which, and with which ids."""
 
 
-def nothing_is_lost(committed: Iterable[Entry], deliveries: Iterable[Delivered], effects: Iterable[Effect]) -> None:
-    """I1: each entry that was committed has arrived, and has had its effect."""
+def nothing_is_lost(
+    committed: Iterable[Entry], deliveries: Iterable[Delivered], effects: Iterable[Effect], *, parked: int = 0
+) -> None:
+    """I1: each entry that was committed has arrived, and has had its effect, but for those that are parked."""
     wanted = {entry.entry for entry in committed}
-    _refuse("I1 lost: committed, never delivered", wanted - {delivery.entry for delivery in deliveries})
-    _refuse("I1 lost: committed, without an effect", wanted - {effect.entry for effect in effects})
+    without = wanted - {effect.entry for effect in effects}
+    if not parked:
+        _refuse("I1 lost: committed, never delivered", wanted - {delivery.entry for delivery in deliveries})
+    if len(without) != parked:
+        _refuse("I1 lost: committed, without an effect", without)
 
 
 def there_are_no_ghosts(committed: Iterable[Entry], deliveries: Iterable[Delivered]) -> None:
@@ -104,9 +133,37 @@ def repeats_are_few(deliveries: Sequence[Delivered], at_most: int) -> None:
         raise InvariantBrokenError(f"I5 repeated: {repeats} deliveries came again, {at_most} can have been in flight.")
 
 
-def nothing_is_stranded(left: Left) -> None:
-    """I7: the outbox is empty, nothing was parked, everything is acknowledged."""
-    if left != Left(pending=0, parked=0, unacknowledged=0):
+def nothing_runs_beside_itself(spans: Iterable[Span], what: str) -> None:
+    """No two processes are at the same thing at a time; what a kill cut off counts until the next one begins."""
+    latest: dict[str, Span] = {}
+    beside: list[str] = []
+    for span in sorted(spans, key=lambda each: each.began):
+        before = latest.get(span.what)
+        if before is not None and before.ended is not None and before.ended > span.began:
+            beside.append(f"{span.what} (processes {before.process} and {span.process})")
+        if before is None or before.ended is None or span.ended is None or span.ended >= before.ended:
+            latest[span.what] = span
+    _refuse(f"{what} at the same time, twice", beside)
+
+
+def recovers_soon(seconds: float | None, at_most: float) -> None:
+    """I6: so long after the fault the oldest pending record was young again."""
+    if seconds is None or seconds > at_most:
+        told = "never" if seconds is None else f"after {seconds:.1f} s"
+        raise InvariantBrokenError(
+            f"I6 slow: the oldest pending record was young again {told}, not within {at_most:g}."
+        )
+
+
+def nothing_grows(name: str, before: Footprint, after: Footprint) -> None:
+    """I8: files and memory are flat. Pools and caches that fill are no growth: what is allowed is generous."""
+    if after.files > before.files + MORE_FILES or after.memory > before.memory + MORE_MEMORY:
+        raise InvariantBrokenError(f"I8 grown: {name} had {before} and has {after}.")
+
+
+def nothing_is_stranded(left: Left, *, parked: int = 0) -> None:
+    """I7: the outbox is empty, nothing was parked but on purpose, everything is acknowledged."""
+    if left != Left(pending=0, parked=parked, unacknowledged=0):
         raise InvariantBrokenError(
             f"I7 stranded: {left.pending} records in the outbox, {left.parked} parked, "
             f"{left.unacknowledged} deliveries not acknowledged."

@@ -3,8 +3,8 @@
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from tests.fault.invariants import Delivered, Effect, Entry
+from tests.fault.invariants import Delivered, Effect, Entry, Span
 
 
 class Sink:
@@ -31,6 +31,28 @@ class Sink:
     def note(self, message_id: str, entry: str, aggregate: int, number: int, attempt: int) -> None:
         row = (message_id, entry, aggregate, number, attempt, os.getpid(), time.time())
         self._connection.execute(_NOTE, row)
+
+    @contextmanager
+    def span(self, kind: str, what: str, where: int = 0) -> Generator[None]:
+        """Note that this process is at something, from now until the block ends. A kill leaves it without an end."""
+        row = (kind, what, where, os.getpid(), time.monotonic())
+        number = self._connection.execute(_BEGIN_SPAN, row).lastrowid
+        try:
+            yield
+        finally:
+            self._connection.execute("UPDATE span SET ended = ? WHERE id = ?", (time.monotonic(), number))
+
+    @staticmethod
+    def spans(file: Path, kind: str) -> Sequence[Span]:
+        with closing(sqlite3.connect(file, timeout=30)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [Span(**dict(row)) for row in connection.execute(_SPANS, (kind,))]
+
+    @staticmethod
+    def delivery_count(file: Path) -> int:
+        with closing(sqlite3.connect(file, timeout=30)) as connection:
+            [(count,)] = connection.execute("SELECT count(*) FROM delivery").fetchall()
+        return int(count)
 
     @staticmethod
     def deliveries(file: Path) -> Sequence[Delivered]:
@@ -52,7 +74,20 @@ CREATE TABLE delivery (
     process INTEGER NOT NULL,
     at REAL NOT NULL
 );
+CREATE TABLE span (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    what TEXT NOT NULL,
+    place INTEGER NOT NULL,
+    process INTEGER NOT NULL,
+    began REAL NOT NULL,
+    ended REAL
+);
 """
+
+_BEGIN_SPAN = "INSERT INTO span (kind, what, place, process, began) VALUES (?, ?, ?, ?, ?)"
+
+_SPANS = "SELECT what, place, process, began, ended FROM span WHERE kind = ? ORDER BY began"
 
 _NOTE = """
 INSERT INTO delivery (message_id, entry, aggregate, number, attempt, process, at)
@@ -83,8 +118,30 @@ class Ledger:
         rows = await self._rows("SELECT entry, message_id FROM effect")
         return [Effect(entry=entry, message_id=message_id) for entry, message_id in rows]
 
+    async def newest_and_oldest_pending(self) -> tuple[int | None, int | None, int]:
+        """The highest and the lowest id in the outbox, None when it is empty, and how many there are."""
+        [(newest, oldest, count)] = await self._rows("SELECT max(id), min(id), count(*) FROM cqrs_outbox")
+        return newest, oldest, int(count)
+
     async def pending(self) -> int:
         return await self._count("SELECT count(*) FROM cqrs_outbox")
+
+    async def parked_records(self) -> int:
+        return await self._count("SELECT count(*) FROM cqrs_outbox_parked")
+
+    async def parked_messages(self) -> int:
+        return await self._count("SELECT count(*) FROM cqrs_inbox_parked")
+
+    async def lanes_claimed(self) -> int:
+        return await self._count("SELECT count(*) FROM cqrs_outbox_lane WHERE owner IS NOT NULL")
+
+    async def run(self, statement: str) -> None:
+        """A statement of the test's own, on a connection of its own."""
+        async with self._engine.begin() as connection:
+            await connection.execute(text(statement))
+
+    async def value(self, query: str) -> int:
+        return await self._count(query)
 
     async def parked(self) -> int:
         parked = await self._count("SELECT count(*) FROM cqrs_outbox_parked")

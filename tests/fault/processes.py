@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 LOOK_S = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a process takes up: open files and sockets, and bytes of memory."""
+
+    files: int
+    memory: int
 
 
 class Victim:
@@ -47,11 +56,40 @@ class Victim:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def said(self, fact: str) -> list[Any]:
         """What it has said of `fact`, in order."""
         whole_lines = self._output.read_bytes().rpartition(b"\n")[0]
         told = [json.loads(line) for line in whole_lines.splitlines()]
         return [facts[fact] for facts in told if fact in facts]
+
+    def moments(self, moment: str, **facts: Any) -> list[dict[str, Any]]:
+        """What an observer in it was told of this moment, where the facts are as given (I9: the fault is visible)."""
+        told = [each for each in self.said("moment") if each["name"] == moment]
+        return [each for each in told if all(each[name] == value for name, value in facts.items())]
+
+    async def notices(self, moment: str, *, times: int = 1, limit_s: float = 30, **facts: Any) -> None:
+        """Wait until an observer in it was told of this moment."""
+        what = f"it noticed {moment} with {facts}"
+        await self._until(lambda: len(self.moments(moment, **facts)) >= times, what, limit_s)
+
+    def logged(self, action: str) -> bool:
+        """Whether a line of its log has this action."""
+        return f" action={action}" in self._errors.read_text(errors="replace")
+
+    def footprint(self) -> Footprint:
+        process = psutil.Process(self.pid)
+        return Footprint(files=process.num_fds(), memory=process.memory_info().rss)
+
+    def pause(self) -> None:
+        """SIGSTOP: it stands still, with its connections open and its leases running out."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     async def says(self, fact: str, *, times: int = 1, limit_s: float = 30) -> None:
         await self._until(lambda: len(self.said(fact)) >= times, f"it said {fact!r} {times} times", limit_s)

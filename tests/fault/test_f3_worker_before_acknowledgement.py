@@ -1,18 +1,16 @@
 """F3: a worker is killed when the transaction of a handler is committed, and the broker has not been told."""
 
-import random
-
 import pytest
 
 from tests.fault.invariants import InvariantBrokenError
+from tests.fault.processes import until
 from tests.fault.world import World
 
 
-async def test_a_worker_killed_between_commit_and_acknowledgement_has_one_effect(world: World, seed: int) -> None:
+async def test_a_worker_killed_between_commit_and_acknowledgement_has_one_effect(world: World) -> None:
     """The message comes again, to a process that knows nothing of the first time: only the inbox row can tell."""
-    chosen = random.Random(seed)
-    sender = world.start_sending(120, seed=seed)
-    victim = world.start("all", freeze_at=("worker.committed", chosen.randint(1, 30)))
+    sender = world.start_sending(120)
+    victim = world.start("all", freeze_at=("worker.committed", world.chance.randint(1, 30)))
     await victim.freezes()
     assert await world.effects_not_acknowledged() > 0
     world.kill(victim)
@@ -27,9 +25,9 @@ async def test_a_worker_killed_between_commit_and_acknowledgement_has_one_effect
 
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
-async def test_without_the_inbox_a_killed_worker_is_found_to_take_effect_twice(world: World, seed: int) -> None:
+async def test_without_the_inbox_a_killed_worker_is_found_to_take_effect_twice(world: World) -> None:
     """Redelivery is real: an inbox that remembers nothing lets it through."""
-    sender = world.start_sending(60, seed=seed)
+    sender = world.start_sending(60)
     victim = world.start("all", unsafe="no-inbox", freeze_at=("worker.committed", 5))
     await victim.freezes()
     world.kill(victim)
@@ -44,16 +42,19 @@ async def test_without_the_inbox_a_killed_worker_is_found_to_take_effect_twice(w
 
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
-async def test_a_worker_that_acknowledges_before_it_commits_is_found_out(world: World, seed: int) -> None:
+async def test_a_worker_that_acknowledges_before_it_commits_is_found_out(world: World) -> None:
     """Acknowledging what was received, as a consumer with auto-commit does, loses what was in memory at the kill."""
-    sender = world.start_sending(60, seed=seed)
-    victim = world.start("all", unsafe="acknowledge-first", freeze_at=("worker.received", 2))
+    sender = world.start_sending(60)
+    relay = world.start("relay")
+    await sender.ends_well()
+    await until(world.all_is_published, "all was published", 30)
+    victim = world.start("work", unsafe="acknowledge-first", freeze_at=("worker.received", 2))
     await victim.freezes()
     world.kill(victim)
 
-    world.start("all")
-    await sender.ends_well()
+    world.start("work")
     await world.quiet()
+    await world.stop(relay)
 
     with pytest.raises(InvariantBrokenError, match=r"I1 lost: committed, (never delivered|without an effect)"):
         await world.check()

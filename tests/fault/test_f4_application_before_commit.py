@@ -1,7 +1,5 @@
 """F4: the application is killed when a command has written its rows, and its transaction is not committed."""
 
-import random
-
 import pytest
 
 from cqrs_decor.crash_points import CrashPoint
@@ -13,13 +11,12 @@ BEFORE_COMMIT: tuple[CrashPoint, ...] = ("uow.before_commit", "outbox.rows_writt
 """Before the outbox rows are written, and between them and COMMIT."""
 
 
-async def test_an_application_killed_before_the_commit_publishes_nothing(world: World, seed: int) -> None:
+async def test_an_application_killed_before_the_commit_publishes_nothing(world: World) -> None:
     """An event of something that never happened is worse than a late one: nobody can take it back."""
-    chosen = random.Random(seed)
     world.start("all")
-    where = chosen.choice(BEFORE_COMMIT), chosen.randint(1, 40)
-    victim = world.start_sending(60, seed=seed, freeze_at=where)
-    survivor = world.start_sending(60, seed=seed)
+    where = world.chance.choice(BEFORE_COMMIT), world.chance.randint(1, 40)
+    victim = world.start_sending(60, freeze_at=where)
+    survivor = world.start_sending(60)
     await victim.freezes()
     in_flight = await _written_and_not_committed(world, victim)
     assert in_flight
@@ -35,10 +32,10 @@ async def test_an_application_killed_before_the_commit_publishes_nothing(world: 
 
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
-async def test_publishing_from_inside_the_transaction_is_found_out(world: World, seed: int) -> None:
+async def test_publishing_from_inside_the_transaction_is_found_out(world: World) -> None:
     """The dual write that an outbox replaces: the same kill leaves an event of an entry that does not exist."""
     world.start("all")
-    victim = world.start_sending(60, seed=seed, unsafe="publish-directly", freeze_at=("uow.before_commit", 10))
+    victim = world.start_sending(60, unsafe="publish-directly", freeze_at=("uow.before_commit", 10))
     await victim.freezes()
     assert await _written_and_not_committed(world, victim)
     world.kill(victim)

@@ -1,34 +1,49 @@
 """F5: the database is killed and started again under load."""
 
-from pathlib import Path
-
 import pytest
 
-from tests.fault.world import world_of
-from tests.services import PostgresServer
-from tests.services.fixtures import fresh_name
+from tests.fault.setups import wide
+from tests.fault.world import World
 
 
-@pytest.mark.timeout(120)
-async def test_a_database_that_is_killed_and_started_again_needs_no_restart_of_ours(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(
+    "world", ["postgres-kafka", "postgres-log", *wide("mariadb-log", "bouncer-kafka")], indirect=True
+)
+async def test_a_database_that_is_killed_and_started_again_needs_no_restart_of_ours(world: World) -> None:
     """Databases are patched and fail over at night: who wakes people up for that is not used for long."""
-    with PostgresServer() as server:
-        server.create_database("fault")
-        async with world_of(server.url(database="fault"), "log", fresh_name(), tmp_path) as world:
-            sender = world.start_sending(500, seed=seed)
-            running = world.start("all")
-            await world.handles(30)
-            assert await world.ledger.pending() + await world.unacknowledged() > 0
-            server.kill()
-            world.cut_off += 1
-            await sender.says("failed", times=10)
-            server.start()
+    sender = world.start_sending(600)
+    running = world.start("all")
+    await world.handles(30)
+    world.watch(running)
+    assert await world.in_flight() > 0
+    await world.kill_database()
+    await sender.says("failed", times=10)
+    await running.notices("ConnectionChanged", up=False)
+    await world.start_database()
 
-            handled = len(await world.ledger.effects())
-            await world.handles(handled + 50)
-            await sender.ends_well()
-            await world.quiet()
+    await world.handles_more(50)
+    await running.notices("ConnectionChanged", up=True)
+    await sender.ends_well()
+    await world.quiet()
 
-            await world.check()
-            running.terminate()
-            await running.ends_well()
+    await world.check()
+    assert running.logged("connection_lost")
+    assert running.logged("connection_back")
+    await world.stop(running)
+
+
+@pytest.mark.negative_control
+@pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
+async def test_a_relay_that_gives_up_when_the_log_is_away_is_found_out(world: World) -> None:
+    """Here the log is in the same database: what was tried once, and taken for done, is gone."""
+    sender = world.start_sending(300)
+    world.start("all", unsafe="gives-up")
+    await world.handles(30)
+    await world.kill_database()
+    await sender.says("failed", times=10)
+    await world.start_database()
+    await sender.ends_well()
+    await world.quiet(limit_s=15)
+
+    with pytest.raises(AssertionError):
+        await world.check()

@@ -1,35 +1,34 @@
 """Protections switched off, one at a time. A check that finds nothing wrong with these is no check."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from cqrs_decor.codec import JsonCodec
 from cqrs_decor.envelope import Envelope
-from cqrs_decor.lanes import HeldLane
+from cqrs_decor.errors import BrokerUnavailableError
+from cqrs_decor.inbox import Noted
+from cqrs_decor.lanes import HeldLane, Renewal
 from cqrs_decor.outbox import ClaimedRecord, Settlement
-
-WAYS = ("settle-first", "no-inbox", "acknowledge-first", "publish-directly", "no-order")
 
 
 def store(way: str | None, store: Any) -> Any:
-    if way == "settle-first":
-        store.outbox = SettlesFirst(store.outbox)
-    if way == "no-inbox":
-        store.inbox = RemembersNothing(store.inbox)
+    if way in _OUTBOXES:
+        store.outbox = _OUTBOXES[way](store.outbox)
+    if way in _INBOXES:
+        store.inbox = _INBOXES[way](store.inbox)
     return store
 
 
 def broker(way: str | None, broker: Any) -> Any:
-    if way == "acknowledge-first":
-        return AcknowledgesFirst(broker)
-    if way == "no-order":
-        return ShufflesBatches(broker)
-    return broker
+    return _BROKERS[way](broker) if way in _BROKERS else broker
 
 
 def publish_directly(way: str | None, broker: Any) -> "PublishDirectly":
@@ -63,8 +62,75 @@ class SettlesFirst(_Instead):
 class RemembersNothing(_Instead):
     """An inbox that takes every message for a new one."""
 
-    async def record(self, *_: Any) -> bool:
+    async def record(self, *_: Any) -> Noted:
+        return Noted.NEW
+
+
+class ParksNothing(_Instead):
+    """A worker that throws away what it cannot handle."""
+
+    async def park(self, *_: Any) -> bool:
         return True
+
+
+class HasNoFences(_Instead):
+    """An outbox that takes every relay at its word, and gives it every lane that it asks for."""
+
+    async def acquire(self, *arguments: Any, **more: Any) -> Any:
+        await _run(self.real, "UPDATE cqrs_outbox_lane SET owner = NULL, lease_until = NULL")
+        return await self.real.acquire(*arguments, **more)
+
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: Any) -> Any:
+        renewal = await self.real.renew(owner, lanes, lease)
+        return replace(renewal, held=lanes) if isinstance(renewal, Renewal) else lanes
+
+    async def claim(self, lanes: Sequence[HeldLane], limit: int, **more: Any) -> Sequence[ClaimedRecord]:
+        return await self.real.claim(await self._as_if_held(lanes), limit, **more)
+
+    async def settle(self, settlement: Settlement) -> None:
+        await self.real.settle(replace(settlement, lanes=await self._as_if_held(settlement.lanes)))
+
+    async def _as_if_held(self, lanes: Sequence[HeldLane]) -> list[HeldLane]:
+        fences = dict(await _run(self.real, "SELECT lane, fence FROM cqrs_outbox_lane"))
+        return [HeldLane(lane.number, fences[lane.number]) for lane in lanes]
+
+
+class TrustsItsOwnClock(_Instead):
+    """A relay whose clock is fast, and that goes by it: leases of others have ended before they have."""
+
+    async def acquire(self, owner: str, *arguments: Any, **more: Any) -> Any:
+        await _run(self.real, f"UPDATE cqrs_outbox_lane SET lease_until = NULL, owner = NULL WHERE owner <> '{owner}'")
+        return await self.real.acquire(owner, *arguments, **more)
+
+
+class HoldsNothingBack(_Instead):
+    """A record that the broker refused does not hold back the later ones of its key."""
+
+    async def settle(self, settlement: Settlement) -> None:
+        await self.real.settle(settlement)
+        if settlement.failed:
+            await _run(self.real, "DELETE FROM cqrs_outbox_hold")
+
+
+class PagesById(_Instead):
+    """A relay that remembers how far it has come, as if rows were committed in the order of their ids."""
+
+    def __init__(self, real: Any) -> None:
+        super().__init__(real)
+        self._read = 0
+
+    async def claim(self, lanes: Sequence[HeldLane], limit: int, **more: Any) -> Sequence[ClaimedRecord]:
+        claimed = [record for record in await self.real.claim(lanes, limit, **more) if record.id > self._read]
+        self._read = max([self._read, *(record.id for record in claimed)])
+        return claimed
+
+
+async def _run(outbox: Any, statement: str) -> Sequence[Any]:
+    async def work(connection: AsyncConnection) -> Sequence[Any]:
+        result = await connection.execute(text(statement))
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+    return await outbox._database.write(work)
 
 
 class AcknowledgesFirst(_Instead):
@@ -77,8 +143,8 @@ class AcknowledgesFirst(_Instead):
 
 
 class _AcknowledgesAtOnce(_Instead):
-    async def receive(self, *arguments: Any) -> Any:
-        deliveries = await self.real.receive(*arguments)
+    async def receive(self, *arguments: Any, **more: Any) -> Any:
+        deliveries = await self.real.receive(*arguments, **more)
         if deliveries:
             await self.real.ack(deliveries)
         return deliveries
@@ -94,6 +160,40 @@ class ShufflesBatches(_Instead):
         shuffled = list(envelopes)
         random.Random(len(shuffled)).shuffle(shuffled)
         return await self.real.publish(shuffled)
+
+
+class GivesUp(_Instead):
+    """A relay that tries once, and takes a broker that is away for one that has it all."""
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> Any:
+        try:
+            return await self.real.publish(envelopes)
+        except BrokerUnavailableError:
+            return [None] * len(envelopes)
+
+
+class DropsWhatIsRefused(_Instead):
+    """A relay that goes on when the broker will not have a record."""
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> Any:
+        return [None for _ in await self.real.publish(envelopes)]
+
+
+_OUTBOXES: Mapping[str | None, Callable[[Any], Any]] = {
+    "settle-first": SettlesFirst,
+    "no-fences": HasNoFences,
+    "own-clock": TrustsItsOwnClock,
+    "no-holds": HoldsNothingBack,
+    "pages-by-id": PagesById,
+}
+_INBOXES: Mapping[str | None, Callable[[Any], Any]] = {"no-inbox": RemembersNothing, "parks-nothing": ParksNothing}
+_BROKERS: Mapping[str | None, Callable[[Any], Any]] = {
+    "acknowledge-first": AcknowledgesFirst,
+    "no-order": ShufflesBatches,
+    "gives-up": GivesUp,
+    "drops-refused": DropsWhatIsRefused,
+}
+WAYS = (*filter(None, (*_OUTBOXES, *_INBOXES, *_BROKERS)), "publish-directly")
 
 
 @dataclass

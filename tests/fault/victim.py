@@ -6,8 +6,9 @@ Roles: `send` writes entries and ends; `relay`, `work` and `all` run until SIGTE
 locks its aggregate's row, takes the next number of that aggregate, and emits an event with both. The consumer writes an
 effect row in its transaction; every delivery, also one that the inbox drops, is noted at the sink first.
 
-It tells what it does in lines of JSON on its standard output. Where it is to die, the environment says
-(`cqrs_decor.testing.faults`) or `--freeze-while-publishing`.
+It tells what it does, and each moment that an observer is told of, in lines of JSON on its standard output; its log
+has the `action=` of each line. Where it is to die, the environment says (`cqrs_decor.testing.faults`) or
+`--freeze-while-publishing`. Other options make its handler slow or some entries poisonous, or set its clock wrong.
 """
 
 import argparse
@@ -17,14 +18,16 @@ import logging
 import os
 import random
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import Any
 
 import anyio
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from cqrs_decor import (
     App,
@@ -33,15 +36,18 @@ from cqrs_decor import (
     MessageContext,
     Moment,
     Registry,
+    Retry,
     Settings,
     bootstrap,
     emit,
 )
-from cqrs_decor.observers import BatchPublished
+from cqrs_decor.clock import SystemClock
+from cqrs_decor.lanes import lane_of
+from cqrs_decor.observers import BatchPublished, MessageConsumed, MessageDispatched
 from cqrs_decor.pipeline import CallNext
 from cqrs_decor.testing import faults
 from cqrs_decor_kafka import KafkaBroker
-from cqrs_decor_sqlalchemy import LogSettings, LogTableBroker, SqlAlchemyStore
+from cqrs_decor_sqlalchemy import LogSettings, LogTableBroker, SqlAlchemyStore, StoreSettings
 from tests.fault import unsafe
 from tests.fault.oracle import Sink
 
@@ -50,6 +56,8 @@ SESSION_S = 3
 BATCH = 20
 PREFETCH = 40
 TOPIC = os.environ.get("FAULT_TOPIC", "entries")
+VERSION = int(os.environ.get("FAULT_VERSION", "1"))
+"""Of the event that this process writes and reads: an older or newer release of the same application."""
 
 registry = Registry("fault")
 
@@ -59,10 +67,40 @@ class Write(Command[None]):
     aggregate: int
 
 
-class Written(IntegrationEvent, topic=TOPIC, key="aggregate", name="fault.written"):
+class Written(IntegrationEvent, topic=TOPIC, key="aggregate", name="fault.written", version=VERSION):
     entry: str
     aggregate: int
     number: int
+    note: str = "written before there were notes"
+
+
+class PoisonError(Exception):
+    """What a handler raises for an entry that it can do nothing with."""
+
+
+class Conduct:
+    """How the handler of this process behaves.
+
+    Args:
+        sink: Where its runs are noted.
+        slow_s: How long each run takes.
+        poison: How entries of which kind end it: `raise` an error, or `exit` the interpreter.
+    """
+
+    def __init__(self, sink: Sink, slow_s: float, poison: dict[str, str]) -> None:
+        self.sink = sink
+        self.slow_s = slow_s
+        self._poison = poison
+
+    def harm(self, entry: str) -> None:
+        match self._poison.get(entry):
+            case "raise":
+                raise PoisonError(entry)
+            case "exit":
+                say(poisoned=entry)
+                os._exit(9)
+            case _:
+                return
 
 
 @registry.command_handler
@@ -82,8 +120,15 @@ async def write(command: Write, session: AsyncSession, publish: unsafe.PublishDi
     say(wrote=command.entry)
 
 
-@registry.event_handler(name="apply")
-async def apply(event: Written, session: AsyncSession, context: MessageContext) -> None:
+@registry.event_handler(name="apply", retry=Retry(max_attempts=3, first_delay=timedelta(milliseconds=20)))
+async def apply(event: Written, session: AsyncSession, context: MessageContext, conduct: Conduct) -> None:
+    with conduct.sink.span("run", event.entry):
+        await _apply(event, session, context, conduct)
+
+
+async def _apply(event: Written, session: AsyncSession, context: MessageContext, conduct: Conduct) -> None:
+    await anyio.sleep(conduct.slow_s)
+    conduct.harm(event.entry)
     await session.execute(
         text("INSERT INTO effect (entry, message_id, process) VALUES (:entry, :message_id, :process)"),
         {"entry": event.entry, "message_id": context.id, "process": os.getpid()},
@@ -103,10 +148,33 @@ class NoteDelivery:
         return await call_next(message)
 
 
-class SayWhatWasPublished:
+class SayMoments:
+    """All but those that come with each message."""
+
     def notice(self, moment: Moment) -> None:
+        if isinstance(moment, MessageDispatched) or (isinstance(moment, MessageConsumed) and moment.outcome == "done"):
+            return
         if isinstance(moment, BatchPublished):
             say(published=moment.delivered)
+        say(moment={"name": type(moment).__name__, **asdict(moment)})
+
+
+class NotesBatches:
+    """Notes at the sink which lanes are on their way to the broker, from when to when."""
+
+    def __init__(self, broker: Any, sink: Sink) -> None:
+        self._broker = broker
+        self._sink = sink
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+    async def publish(self, envelopes: Any) -> Any:
+        lanes = Counter(lane_of(envelope.topic, envelope.key, envelope.id) for envelope in envelopes)
+        with ExitStack() as spans:
+            for lane, count in lanes.items():
+                spans.enter_context(self._sink.span("publish", str(lane), count))
+            return await self._broker.publish(envelopes)
 
 
 # --- roles ------------------------------------------------------------------------------------------------------------
@@ -122,15 +190,16 @@ async def send(options: argparse.Namespace) -> None:
     )
     async with _app(options, "none") as app, anyio.create_task_group() as tasks:
         for _ in range(options.tasks):
-            tasks.start_soon(_send_all, app, entries)
+            tasks.start_soon(_send_all, app, entries, options.pause)
     say(ended=options.name)
 
 
-async def _send_all(app: App, entries: Any) -> None:
+async def _send_all(app: App, entries: Any, pause_s: float) -> None:
     for entry, aggregate in entries:
         try:
             await app.send(Write(entry=entry, aggregate=aggregate))
             say(committed=entry)
+            await anyio.sleep(pause_s)
         except Exception as error:  # what it may be is the store's business; all else must end the test
             if not app.store.is_unavailable(error) and not app.store.is_transient(error):
                 raise
@@ -152,30 +221,75 @@ async def run(options: argparse.Namespace) -> None:
 
 @asynccontextmanager
 async def _app(options: argparse.Namespace, loops: Any) -> AsyncIterator[App]:
-    store = SqlAlchemyStore.from_url(options.database)
-    broker = _broker(options.broker, store)
+    sink = Sink(options.sink)
+    store = _store(options)
+    broker = broker_at(options.broker, store)
+    published = unsafe.broker(options.unsafe, _freezing(options.freeze_while_publishing, NotesBatches(broker, sink)))
     app = bootstrap(
         database=unsafe.store(options.unsafe, store),
-        broker=unsafe.broker(options.unsafe, _freezing(options.freeze_while_publishing, broker)),
+        broker=published,
         service=options.topic,
         registry=registry,
         discover=False,
         run=loops,
-        middlewares=[NoteDelivery(Sink(options.sink))],
-        observers=[SayWhatWasPublished()],
-        settings=Settings(lease_s=LEASE_S, relay_batch=BATCH, worker_prefetch=PREFETCH, worker_concurrency=4),
+        middlewares=[NoteDelivery(sink)],
+        observers=[SayMoments()],
+        settings=Settings(**{**SETTINGS, **options.set}),
     )
     app.container.register(unsafe.PublishDirectly, instance=unsafe.publish_directly(options.unsafe, broker))
+    app.container.register(Conduct, instance=Conduct(sink, options.slow, options.poison))
+    if options.clock:
+        app = app.configured(clock=WrongClock(*options.clock))
     async with app:
         yield app
 
 
-def _broker(where: str, store: SqlAlchemyStore) -> Any:
+SETTINGS: dict[str, Any] = {
+    "lease_s": LEASE_S,
+    "publish_timeout_s": LEASE_S * 0.6,
+    "relay_batch": BATCH,
+    "worker_prefetch": PREFETCH,
+    "worker_concurrency": 4,
+}
+
+
+def _store(options: argparse.Namespace) -> SqlAlchemyStore:
+    settings = StoreSettings(timeout=timedelta(seconds=4), idle_limit=timedelta(seconds=1))
+    if not options.pooler:
+        return SqlAlchemyStore.from_url(options.database, settings=settings)
+    asyncpg = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+    arguments = asyncpg if "+asyncpg" in options.database else {"prepare_threshold": None}
+    return SqlAlchemyStore(create_async_engine(options.database, connect_args=arguments), settings=settings)
+
+
+def broker_at(where: str, store: SqlAlchemyStore) -> Any:
     """Short leases and sessions: a test waits for their end after each kill."""
     if where == "log":
         settings = LogSettings(lease=timedelta(seconds=LEASE_S), beat=timedelta(seconds=LEASE_S / 4))
         return LogTableBroker.over(store.database, settings=settings)
-    return KafkaBroker.from_url(f"{where}?session_timeout_s={SESSION_S}&heartbeat_interval_s={SESSION_S / 6}")
+    url = f"{where}?session_timeout_s={SESSION_S}&heartbeat_interval_s={SESSION_S / 6}"
+    return KafkaBroker.from_url(f"{url}&publish_timeout_s=4&commit_timeout_s=4&connect_timeout_s=4")
+
+
+class WrongClock(SystemClock):
+    """A wall clock that is off, and after a second jumps by so much more. What has elapsed it measures right."""
+
+    def __init__(self, off_s: float, jump_s: float) -> None:
+        self._off = timedelta(seconds=off_s)
+        self._jump = timedelta(seconds=jump_s)
+        self._jumps_at = self.elapsed() + 1
+
+    def now(self) -> datetime:
+        jumped = self._jump if self.elapsed() >= self._jumps_at else timedelta(0)
+        return super().now() + self._off + jumped
+
+
+class WithActions(logging.Formatter):
+    """The `action=` that a line of the log carries is what alerts are made of: it must be seen (I9)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        action = getattr(record, "action", None)
+        return super().format(record) + (f" action={action}" if action else "")
 
 
 # --- dying ------------------------------------------------------------------------------------------------------------
@@ -233,10 +347,18 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--aggregates", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=0.0, metavar="SECONDS", help="after each entry")
     parser.add_argument("--freeze-while-publishing", metavar="BATCH:STEPS")
     parser.add_argument("--unsafe", choices=unsafe.WAYS)
+    parser.add_argument("--set", type=json.loads, default={}, help="settings over those of a victim, as JSON")
+    parser.add_argument("--pooler", action="store_true", help="the database is behind PgBouncer")
+    parser.add_argument("--slow", type=float, default=0.0, metavar="SECONDS", help="what each run of the handler takes")
+    parser.add_argument("--poison", type=json.loads, default={}, help='which entries end the handler: {"a-1": "raise"}')
+    parser.add_argument("--clock", type=float, nargs=2, metavar=("OFF", "JUMP"), help="seconds")
     options = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log = logging.StreamHandler()
+    log.setFormatter(WithActions("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[log])
     faults.enable()
     asyncio.run(send(options) if options.role == "send" else run(options))
 

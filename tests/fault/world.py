@@ -1,31 +1,50 @@
 """A database, a broker, a sink and the processes of one test."""
 
+import asyncio
 import os
+import random
 import signal
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from anyio import to_thread
+from sqlalchemy import make_url
+
+from cqrs_decor.broker import Broker
 from cqrs_decor.crash_points import CrashPoint
 from cqrs_decor.testing.faults import freeze_environment
 from cqrs_decor_sqlalchemy import SqlAlchemyStore
 from tests.fault.invariants import (
     Delivered,
+    InvariantBrokenError,
     Left,
     effects_happen_once,
+    nothing_grows,
     nothing_is_lost,
     nothing_is_stranded,
+    nothing_runs_beside_itself,
     order_is_kept,
+    recovers_soon,
     repeats_are_few,
     there_are_no_ghosts,
 )
 from tests.fault.oracle import KafkaPositions, Ledger, LogPositions, Sink
-from tests.fault.processes import Victim, until
-from tests.fault.victim import BATCH, PREFETCH
+from tests.fault.processes import Footprint, Victim, until
+from tests.fault.proxy import Proxy
+from tests.fault.samples import Sampler
+from tests.fault.victim import BATCH, LEASE_S, PREFETCH, broker_at
+from tests.services.kafka import KafkaServer
+from tests.services.server import Server
 
 AGGREGATES = 7
 QUIET_LIMIT_S = 60
+RECOVERY_S = LEASE_S + 5.0
+"""The bound of I6."""
 
 IN_FLIGHT = 3 * BATCH + PREFETCH
 """What one process can have in hand: three batches of its relay between claim and settlement, and what its worker has
@@ -33,99 +52,236 @@ received and not acknowledged.
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a world stands on.
+
+    Attributes:
+        name: Store and broker, such as `postgres-kafka`.
+        database: URL of an empty database.
+        victims_database: As victims reach it, where that is another way (a pooler).
+        broker: `log`, or the URL of Kafka.
+        topic: Also the name of the service, and so of the consumer group.
+        database_server: What serves the database, for a test to kill; it is the harness's own. None for SQLite.
+        kafka: The harness's own Kafka, and the proxy whose address it also tells.
+        seed: Of this run.
+    """
+
+    name: str
+    database: str
+    broker: str
+    topic: str
+    victims_database: str | None = None
+    database_server: Server | None = None
+    kafka: tuple[KafkaServer, Proxy] | None = None
+    partitions: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blow:
+    """One fault as it was dealt: when, what, and how much was in the outbox then."""
+
+    at: float
+    what: str
+    in_flight: int | None
+
+
+@dataclass(slots=True)
+class Course:
+    """What happened in a run, for the report."""
+
+    began: float = field(default_factory=time.monotonic)
+    blows: list[Blow] = field(default_factory=list[Blow])
+    over_at: float | None = None
+    recovery_s: float | None = None
+    committed: int = 0
+    delivered: int = 0
+    violations: list[str] = field(default_factory=list[str])
+
+
 class World:
     """Everything of one test; made by `world_of`.
 
     Attributes:
         cut_off: How many processes (or connections) ended with work in hand; each may cause repeats.
+        chance: Seeded: every choice of a scenario comes from it.
+        course: What happened, for the report.
 
     Args:
-        database: URL of an empty database.
-        broker: `log`, or the URL of Kafka.
-        topic: Also the name of the service, and so of the consumer group.
+        setup: Where everything is.
         folder: For the sink and the output of victims.
     """
 
-    def __init__(
-        self, database: str, broker: str, topic: str, folder: Path, positions: KafkaPositions | None = None
-    ) -> None:
-        self.ledger = Ledger(database)
+    def __init__(self, setup: Setup, folder: Path) -> None:
+        self.setup = setup
+        self.ledger = Ledger(setup.database)
         self.cut_off = 0
-        self.positions = positions or LogPositions(self.ledger)
-        self._database = database
-        self._broker = broker
-        self._topic = topic
+        self.chance = random.Random(setup.seed)
+        self.course = Course()
+        self.positions = _positions(setup, self.ledger)
+        self.sampler = Sampler(self.ledger, folder / "sink.db")
+        self._database = setup.victims_database or setup.database
+        self._broker = setup.broker
         self._folder = folder
         self._sink = folder / "sink.db"
         self._victims: list[Victim] = []
+        self._watched: list[tuple[Victim, Footprint]] = []
+        self._proxies = ExitStack()
+        self._sampling: asyncio.Task[None] | None = None
 
     # --- processes --------------------------------------------------------------------------------------------------
 
     def start(
         self,
         role: str,
-        *,
+        *options: str,
         freeze_at: tuple[CrashPoint, int] | None = None,
         freeze_while_publishing: tuple[int, int] | None = None,
         unsafe: str | None = None,
+        version: int = 1,
         group: int = 0,
     ) -> Victim:
-        """A process that relays (`relay`), works (`work`) or both (`all`), until it is told to stop, or killed."""
-        arguments = _option("--unsafe", unsafe)
+        """A process that relays (`relay`), works (`work`) or both (`all`), until it is told to stop, or killed.
+
+        Args:
+            role: What it does.
+            options: More for its command line: see `tests.fault.victim`.
+            freeze_at: Where it stops itself, and at which time.
+            freeze_while_publishing: In which batch, and after how many turns of its loop.
+            unsafe: Which protection is switched off.
+            version: Of the event that it knows.
+            group: The process group to join; 0 for one of its own.
+        """
+        arguments = [*options, *_option("--unsafe", unsafe)]
         if freeze_while_publishing is not None:
             arguments += _option("--freeze-while-publishing", "{}:{}".format(*freeze_while_publishing))
-        return self._start(role, arguments, freeze_at, group)
+        self.fault_is_over()
+        return self._start(role, arguments, freeze_at, version, group)
 
     def start_sending(
         self,
         count: int,
-        *,
-        seed: int,
+        *options: str,
         tasks: int = 3,
+        pause_s: float = 0.0,
         freeze_at: tuple[CrashPoint, int] | None = None,
         unsafe: str | None = None,
+        version: int = 1,
         group: int = 0,
     ) -> Victim:
-        """A process that writes so many entries, and ends."""
-        arguments = ["--count", str(count), "--seed", str(seed), "--tasks", str(tasks)]
-        arguments += ["--aggregates", str(AGGREGATES), *_option("--unsafe", unsafe)]
-        return self._start("send", arguments, freeze_at, group)
+        """A process that writes so many entries, named `<its name>-0` and so on, and ends."""
+        arguments = ["--count", str(count), "--seed", str(self.chance.randrange(10**6)), "--tasks", str(tasks)]
+        arguments += ["--aggregates", str(AGGREGATES), "--pause", str(pause_s), *options, *_option("--unsafe", unsafe)]
+        return self._start("send", arguments, freeze_at, version, group)
 
     def kill(self, victim: Victim) -> None:
+        self.deal(f"kill {victim.name}")
         victim.kill()
-        self.cut_off += 1
 
     async def stop(self, victim: Victim) -> None:
         """SIGTERM; it must end by itself, and well. What it had done out of order may come again, as after a kill."""
+        self.deal(f"stop {victim.name}")
         victim.terminate()
         await victim.ends_well(limit_s=30)
-        self.cut_off += 1
 
     def kill_group(self, leader: Victim) -> None:
         """SIGKILL the leader's whole process group at once."""
+        for victim in self._victims:
+            self.deal(f"kill {victim.name}")
         os.killpg(leader.pid, signal.SIGKILL)
-        self.cut_off += len(self._victims)
         for victim in self._victims:
             victim.clear_away()
+
+    def watch(self, victim: Victim) -> None:
+        """From now on it must not grow (I8). Call it once it has done some work."""
+        self._watched.append((victim, victim.footprint()))
 
     def logs(self) -> str:
         return "\n".join(victim.log() for victim in self._victims)
 
-    def _start(self, role: str, arguments: list[str], freeze_at: tuple[CrashPoint, int] | None, group: int) -> Victim:
+    def _start(
+        self,
+        role: str,
+        arguments: list[str],
+        freeze_at: tuple[CrashPoint, int] | None,
+        version: int,
+        group: int,
+    ) -> Victim:
         name = f"{role}{len(self._victims)}"
-        environment: Mapping[str, str] = {"FAULT_TOPIC": self._topic}
+        environment: Mapping[str, str] = {"FAULT_TOPIC": self.setup.topic, "FAULT_VERSION": str(version)}
         if freeze_at is not None:
             environment = {**environment, **freeze_environment(freeze_at[0], after=freeze_at[1])}
         where = ["--database", self._database, "--broker", self._broker, "--sink", str(self._sink)]
-        names = ["--topic", self._topic, "--name", name]
-        victim = Victim(name, [role, *where, *names, *arguments], environment, self._folder, group)
+        names = ["--topic", self.setup.topic, "--name", name]
+        pooler = ["--pooler"] if self.setup.victims_database else []
+        victim = Victim(name, [role, *where, *names, *pooler, *arguments], environment, self._folder, group)
         self._victims.append(victim)
         return victim
+
+    # --- faults -----------------------------------------------------------------------------------------------------
+
+    def deal(self, what: str, *, cuts_off: int = 1) -> None:
+        """Note a fault, just before it is dealt, and how many processes it may cost what they have in hand."""
+        self.cut_off += cuts_off
+        samples = self.sampler.samples
+        in_flight = samples[-1].pending if samples else None
+        self.course.blows.append(Blow(at=time.monotonic(), what=what, in_flight=in_flight))
+        self.course.over_at = time.monotonic()
+
+    def fault_is_over(self) -> None:
+        """From now on the time until recovery is counted (I6)."""
+        if self.course.blows:
+            self.course.over_at = time.monotonic()
+
+    def proxy_to_database(self) -> Proxy:
+        """Victims that are started from now on reach the database through it."""
+        url = make_url(self._database)
+        assert url.port is not None, "a file has no connection to cut"
+        proxy = self._proxies.enter_context(Proxy(url.port))
+        self._database = url.set(port=proxy.port).render_as_string(hide_password=False)
+        return proxy
+
+    def proxy_to_broker(self) -> Proxy:
+        """Victims that are started from now on reach Kafka through it."""
+        assert self.setup.kafka is not None, "a log table is reached through the database"
+        proxy = self.setup.kafka[1]
+        self._broker = f"kafka://127.0.0.1:{proxy.port}"
+        return proxy
+
+    async def kill_database(self) -> None:
+        self.deal("kill database", cuts_off=len(self._victims))
+        await to_thread.run_sync(self._database_server().kill)
+
+    async def start_database(self) -> None:
+        await to_thread.run_sync(self._database_server().start)
+        self.fault_is_over()
+
+    async def kill_broker(self) -> None:
+        assert self.setup.kafka is not None
+        self.deal("kill broker", cuts_off=len(self._victims))
+        await to_thread.run_sync(self.setup.kafka[0].kill)
+
+    async def start_broker(self) -> None:
+        assert self.setup.kafka is not None
+        await to_thread.run_sync(self.setup.kafka[0].start)
+        self.fault_is_over()
+
+    def _database_server(self) -> Server:
+        assert self.setup.database_server is not None, "a file is served by nobody"
+        return self.setup.database_server
 
     # --- what can be seen -------------------------------------------------------------------------------------------
 
     def deliveries(self) -> list[Delivered]:
         return list(Sink.deliveries(self._sink))
+
+    async def in_flight(self) -> int:
+        """What is in the outbox, or at the broker and not acknowledged (R2: it must be something before a kill)."""
+        return await self.ledger.pending() + await self.unacknowledged()
+
+    async def all_is_published(self) -> bool:
+        return await self.ledger.pending() == 0
 
     async def unacknowledged(self) -> int:
         """What the broker has and the consumer group has not acknowledged."""
@@ -150,6 +306,18 @@ class World:
         """Wait until so many effects are there."""
         await until(partial(self._has_handled, count), f"{count} entries were handled", limit_s, self.logs)
 
+    async def handles_more(self, count: int, limit_s: float = 60) -> None:
+        """Wait until there are so many effects more than now."""
+        await self.handles(len(await self.ledger.effects()) + count, limit_s)
+
+    async def commits(self, count: int, limit_s: float = 60) -> None:
+        """Wait until so many entries are committed."""
+
+        async def committed() -> bool:
+            return len(await self.ledger.committed()) >= count
+
+        await until(committed, f"{count} entries were committed", limit_s, self.logs)
+
     async def _is_quiet(self) -> bool:
         return await self.ledger.pending() == 0 and await self.unacknowledged() == 0
 
@@ -163,42 +331,98 @@ class World:
             unacknowledged=await self.unacknowledged(),
         )
 
-    async def check(self) -> None:
-        """Every invariant. Call it when everything is quiet. What the processes logged stands below a failure."""
+    @asynccontextmanager
+    async def open_broker(self) -> AsyncGenerator[Broker]:
+        """The broker for the test itself: what it publishes comes from no outbox."""
+        async with self.open_store() as store:
+            broker: Any = broker_at(self.setup.broker, store)
+            await broker.open()
+            try:
+                yield broker
+            finally:
+                await broker.close()
+
+    @asynccontextmanager
+    async def open_store(self) -> AsyncGenerator[SqlAlchemyStore]:
+        """The store for the test itself, as an operator's tools use it."""
+        store = SqlAlchemyStore.from_url(self.setup.database)
         try:
-            await self._check()
+            yield store
+        finally:
+            await store.close()
+
+    # --- what must hold ---------------------------------------------------------------------------------------------
+
+    async def check(self, *, parked: int = 0) -> None:
+        """Every invariant. Call it when everything is quiet. What the processes logged stands below a failure.
+
+        Args:
+            parked: So many entries were parked on purpose, and have no effect.
+        """
+        try:
+            await self._check(parked)
         except AssertionError as error:
+            self.course.violations.append(str(error))
             error.add_note(self.logs())
             raise
 
-    async def _check(self) -> None:
+    async def _check(self, parked: int) -> None:
         committed, effects = await self.ledger.committed(), await self.ledger.effects()
         deliveries = self.deliveries()
+        self.course.committed, self.course.delivered = len(committed), len(deliveries)
         assert committed, "nothing was committed: this run proves nothing"
         there_are_no_ghosts(committed, deliveries)
-        nothing_is_stranded(await self.left())
-        nothing_is_lost(committed, deliveries, effects)
+        nothing_is_stranded(await self.left(), parked=parked)
+        nothing_is_lost(committed, deliveries, effects, parked=parked)
         effects_happen_once(effects)
         order_is_kept(deliveries)
+        nothing_runs_beside_itself(Sink.spans(self._sink, "run"), "I3 beside: a handler for the same entry")
         repeats_are_few(deliveries, at_most=self.cut_off * IN_FLIGHT)
+        self._check_recovery()
+        for victim, before in self._watched:
+            nothing_grows(victim.name, before, victim.footprint())
+
+    def _check_recovery(self) -> None:
+        if self.course.over_at is not None:
+            self.course.recovery_s = self.sampler.recovery_s(self.course.over_at)
+            recovers_soon(self.course.recovery_s, RECOVERY_S)
+
+    def no_lane_was_in_two_hands(self) -> None:
+        """No two relays had records of one lane on their way to the broker at a time."""
+        batches = Sink.spans(self._sink, "publish")
+        assert len({batch.process for batch in batches}) > 1, "only one relay published: this run proves nothing"
+        try:
+            nothing_runs_beside_itself(batches, "a lane was published")
+        except InvariantBrokenError as error:
+            self.course.violations.append(str(error))
+            raise
+
+    def begin_sampling(self) -> None:
+        """In a task of its own: a fixture is entered and left by different tasks, which no task group survives."""
+        self._sampling = asyncio.create_task(self.sampler.run())
 
     async def close(self) -> None:
         for victim in self._victims:
             victim.clear_away()
+        if self._sampling is not None:
+            self._sampling.cancel()
+            await asyncio.wait([self._sampling])
+        if self.setup.kafka is not None:
+            self.setup.kafka[1].heal()
+        self._proxies.close()
         await self.positions.close()
         await self.ledger.close()
 
 
 @asynccontextmanager
-async def world_of(
-    database: str, broker: str, topic: str, folder: Path, positions: KafkaPositions | None = None
-) -> AsyncIterator[World]:
+async def world_of(setup: Setup, folder: Path) -> AsyncIterator[World]:
     """A world with all its tables, whose processes end with the block."""
-    world = World(database, broker, topic, folder, positions)
+    world = World(setup, folder)
     try:
-        await _make_tables(database)
+        await _make_tables(setup.database)
         await world.ledger.create(AGGREGATES)
         Sink.create(folder / "sink.db")
+        world.begin_sampling()
         yield world
     finally:
         await world.close()
@@ -212,5 +436,11 @@ async def _make_tables(database: str) -> None:
         await store.close()
 
 
-def _option(name: str, value: str | None) -> list[str]:
+def _positions(setup: Setup, ledger: Ledger) -> KafkaPositions | LogPositions:
+    if setup.kafka is None:
+        return LogPositions(ledger)
+    return KafkaPositions(setup.kafka[0].bootstrap, setup.topic, setup.partitions)
+
+
+def _option(name: str, value: str | None) -> Sequence[str]:
     return [] if value is None else [name, value]

@@ -24,6 +24,8 @@ class KafkaServer(Server):
     Args:
         tls: A further listener for SSL, at `tls_bootstrap`.
         sasl: A further listener for SASL_SSL with SCRAM-SHA-512, at `sasl_bootstrap`, for `username` and `password`.
+        advertised: A port of somebody who stands in front of this broker, such as a proxy. A further plain listener, at
+            `behind_port`, sends all its clients there.
         options: Broker settings over those given here.
     """
 
@@ -35,9 +37,17 @@ class KafkaServer(Server):
     password = "alice-secret"
 
     def __init__(
-        self, *, tls: bool = False, sasl: bool = False, options: Mapping[str, str] | None = None, **common: Any
+        self,
+        *,
+        tls: bool = False,
+        sasl: bool = False,
+        advertised: int | None = None,
+        options: Mapping[str, str] | None = None,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
+        self._advertised = advertised
+        self.behind_port = free_port()
         self._controller_port = free_port()
         self._tls_port = free_port() if tls else None
         self._sasl_port = free_port() if sasl else None
@@ -129,10 +139,14 @@ class KafkaServer(Server):
         listeners = {"PLAINTEXT": self.port, "CONTROLLER": self._controller_port}
         listeners |= {"SSL": self._tls_port} if self._tls_port else {}
         listeners |= {"SASL_SSL": self._sasl_port} if self._sasl_port else {}
+        listeners |= {"BEHIND": self.behind_port} if self._advertised else {}
+        told = {name: port for name, port in listeners.items() if name != "CONTROLLER"}
+        told |= {"BEHIND": self._advertised} if self._advertised else {}
         return {
             **_SETTINGS,
             "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
-            "listeners": ",".join(f"{name}://127.0.0.1:{port}" for name, port in listeners.items()),
+            "listeners": _at(listeners),
+            "advertised.listeners": _at(told),
             "log.dirs": str(self._data),
             **(self._security() if self._tls_port or self._sasl_port else {}),
             **self._options,
@@ -159,11 +173,16 @@ class KafkaServer(Server):
         return self.directory / "server.properties"
 
 
+def _at(listeners: Mapping[str, int | None]) -> str:
+    return ",".join(f"{name}://127.0.0.1:{port}" for name, port in listeners.items())
+
+
 _SETTINGS = {
     "process.roles": "broker,controller",
     "node.id": "1",
     "controller.listener.names": "CONTROLLER",
-    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,BEHIND:PLAINTEXT,CONTROLLER:PLAINTEXT,"
+    "SSL:SSL,SASL_SSL:SASL_SSL",
     "inter.broker.listener.name": "PLAINTEXT",
     "auto.create.topics.enable": "false",
     "default.replication.factor": "1",
