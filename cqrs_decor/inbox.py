@@ -63,6 +63,7 @@ class ParkedMessage:
         retry_requested: An operator wants it tried again, or the one before it in its key has been dealt with; a worker
             of the consumer will.
         held: It did not fail: it stands behind a parked message of its key.
+        retries: How often operators have asked for another try already.
     """
 
     id: int = 0
@@ -73,6 +74,7 @@ class ParkedMessage:
     parked_at: datetime
     retry_requested: bool = False
     held: bool = False
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,6 +74,7 @@ class StoredRecord:
     Attributes:
         state: pending, rescheduled, held (behind an earlier record of its key that failed), parked, or delivered (in
             the history).
+        retries: How often operators have retried it already.
     """
 
     id: int
@@ -84,6 +85,7 @@ class StoredRecord:
     error: str | None
     written_at: datetime
     due_at: datetime | None
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

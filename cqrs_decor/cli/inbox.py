@@ -1,74 +1,72 @@
-"""`cqrs-decor inbox`: messages that a consumer could not handle."""
+"""`cqrs-decor inbox`: messages that a consumer could not handle, and what it remembers of those that it had."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from datetime import timedelta
 
 import anyio
 import typer
-from rich.console import Group
 
-from cqrs_decor._text import counted
 from cqrs_decor.app import App
+from cqrs_decor.cli.ages import parsed_age
 from cqrs_decor.cli.answers import Answer
-from cqrs_decor.cli.listing import Listing, facts
+from cqrs_decor.cli.errors import CommandLineError
 from cqrs_decor.cli.location import find_app
 from cqrs_decor.cli.options import (
-    AllOption,
     AppOption,
     BodyOption,
     ConsumerOption,
+    How,
     IdOption,
     IdsArgument,
     InboxState,
     InboxStateOption,
     JsonOption,
-    KeyOption,
     LimitOption,
+    MaxRetriesOption,
+    OlderThanOption,
     OptionalIdsArgument,
-    TopicOption,
-    WhoOption,
-    YesOption,
+    Where,
 )
-from cqrs_decor.cli.records import (
-    MOST,
-    Action,
-    carry_out,
-    confirm,
-    envelope_facts,
-    left_alone,
-    missing,
-    moment,
-    opened_store,
-    operator,
-    pairs,
+from cqrs_decor.cli.parked import (
+    Change,
+    Entry,
+    Selection,
+    Shelf,
+    change,
+    list_entries,
     require_choice,
-    same_process_note,
+    selection,
+    show_entries,
 )
-from cqrs_decor.errors import UnknownRecordError
-from cqrs_decor.inbox import InboxFilter, InboxStore, ParkedMessage
+from cqrs_decor.cli.purging import purge_kept
+from cqrs_decor.cli.records import moment, opened_store, same_process_note
+from cqrs_decor.cli.spreading import spread
+from cqrs_decor.inbox import InboxFilter, ParkedMessage
+from cqrs_decor.store import Retention, Store
 
-verbs = typer.Typer(help="List, show, retry and discard messages that a consumer could not handle.")
+verbs = typer.Typer(
+    help="List, show, retry, replay and discard messages that a consumer could not handle; purge the rest."
+)
 
-_COLUMNS = ("id", "state", "consumer", "topic", "key", "type", "attempts", "parked (UTC)", "error")
+_COLUMNS = ("id", "state", "consumer", "topic", "key", "type", "attempts", "retries", "parked (UTC)", "error")
 
 
 @verbs.command("list")
+@spread
 def list_messages(
+    where: Where,
     app: AppOption = None,
     json: JsonOption = False,
     state: InboxStateOption = None,
     consumer: ConsumerOption = None,
-    topic: TopicOption = None,
-    key: KeyOption = None,
     id: IdOption = None,
     limit: LimitOption = 100,
 ) -> Answer:
-    """List parked messages, oldest first."""
-    wanted = InboxFilter(ids=tuple(id or ()), consumer=consumer, topic=topic, key=key, limit=limit)
+    """List parked messages, and those held behind them, oldest first."""
+    wanted = replace(selection(where, ids=id, state=state, consumer=consumer), limit=limit)
     found = find_app(app)
-    return anyio.run(_list, found, wanted, state)
+    return anyio.run(_list, found, wanted)
 
 
 @verbs.command("show")
@@ -79,135 +77,179 @@ def show(ids: IdsArgument, app: AppOption = None, json: JsonOption = False, body
 
 
 @verbs.command("retry")
+@spread
 def retry(
+    where: Where,
+    how: How,
     ids: OptionalIdsArgument = None,
     app: AppOption = None,
-    json: JsonOption = False,
-    everything: AllOption = False,
-    state: InboxStateOption = None,
     consumer: ConsumerOption = None,
-    topic: TopicOption = None,
-    key: KeyOption = None,
-    who: WhoOption = None,
+    most_retries: MaxRetriesOption = 3,
 ) -> Answer:
-    """Ask for another try of parked messages; the worker of their consumer carries it out."""
-    wanted = _chosen(ids, everything, state, consumer, topic, key)
-    action = Action(kind="inbox", verb="retry", done="asked to retry", noun="message", who=operator(who))
+    """Ask for another try of parked messages; a worker of their consumer carries it out. Those that are held behind one
+    follow by themselves."""
+    require_choice(selection(where, ids=ids, state=None, consumer=consumer), how)
+    wanted = selection(where, ids=ids, state=None if ids else InboxState.PARKED, consumer=consumer)
     found = find_app(app)
-    return anyio.run(_change, found, action, wanted, state, True, json)
+    return anyio.run(_retry, found, "retry", wanted, how, most_retries)
+
+
+@verbs.command("replay")
+@spread
+def replay(
+    where: Where,
+    how: How,
+    app: AppOption = None,
+    consumer: ConsumerOption = None,
+    most_retries: MaxRetriesOption = 3,
+) -> Answer:
+    """Retry parked messages in bulk, the oldest first."""
+    require_choice(selection(where, ids=None, state=None, consumer=consumer), how)
+    wanted = selection(where, ids=None, state=InboxState.PARKED, consumer=consumer)
+    found = find_app(app)
+    return anyio.run(_retry, found, "replay", wanted, how, most_retries)
 
 
 @verbs.command("discard")
+@spread
 def discard(
+    where: Where,
+    how: How,
     ids: OptionalIdsArgument = None,
     app: AppOption = None,
-    json: JsonOption = False,
-    everything: AllOption = False,
     state: InboxStateOption = None,
     consumer: ConsumerOption = None,
-    topic: TopicOption = None,
-    key: KeyOption = None,
-    who: WhoOption = None,
-    yes: YesOption = False,
 ) -> Answer:
-    """Give parked messages up for good. Asks first."""
-    wanted = _chosen(ids, everything, state, consumer, topic, key)
-    action = Action(kind="inbox", verb="discard", done="discarded", noun="message", who=operator(who))
+    """Give parked messages up for good; the next one of their key is tried then. A filter means parked ones, unless it
+    names a state."""
+    require_choice(selection(where, ids=ids, state=state, consumer=consumer), how)
+    wanted = selection(where, ids=ids, state=None if ids else (state or InboxState.PARKED), consumer=consumer)
     found = find_app(app)
-    return anyio.run(_change, found, action, wanted, state, yes, json)
+    return anyio.run(_discard, found, wanted, how)
 
 
-def _chosen(
-    ids: list[int] | None,
-    everything: bool,
-    state: InboxState | None,
-    consumer: str | None,
-    topic: str | None,
-    key: str | None,
-) -> InboxFilter:
-    require_choice(ids or (), everything, any(given is not None for given in (state, consumer, topic, key)))
-    return InboxFilter(ids=tuple(ids or ()), consumer=consumer, topic=topic, key=key, limit=MOST)
+@verbs.command("purge")
+@spread
+def purge(how: How, app: AppOption = None, older_than: OlderThanOption = None) -> Answer:
+    """Forget which messages consumers have had: those from longer ago than --older-than or, without it, than the inbox
+    remembers. Never what may come again."""
+    found = find_app(app)
+    _refuse_within_horizon(found, older_than, how)
+    return anyio.run(_purge, found, older_than, timedelta(days=found.settings.inbox_retention_days), how)
 
 
-async def _found(inbox: InboxStore, wanted: InboxFilter, state: InboxState | None) -> list[ParkedMessage]:
-    """The store knows no state of a parked message, so those of the other one are left out here."""
-    if state is None:
-        return list(await inbox.find(wanted))
-    every = await inbox.find(replace(wanted, limit=MOST))
-    return [parked for parked in every if _state(parked) == state][: wanted.limit]
+def _refuse_within_horizon(app: App, older_than: str | None, how: How) -> None:
+    horizon = timedelta(days=app.settings.replay_horizon_days)
+    if how.everything or (older_than is not None and parsed_age(older_than) <= horizon):
+        raise CommandLineError(
+            f"A message may come again after {app.settings.replay_horizon_days:g} days (replay_horizon_days); what the "
+            "inbox has forgotten by then would have its effects twice.",
+            fix="name a longer --older-than",
+        )
 
 
-def _state(parked: ParkedMessage) -> InboxState:
-    return InboxState.RETRY_REQUESTED if parked.retry_requested else InboxState.PARKED
-
-
-async def _list(app: App, wanted: InboxFilter, state: InboxState | None) -> Answer:
+async def _list(app: App, wanted: Selection) -> Answer:
     async with opened_store(app) as store:
-        found = await _found(store.inbox, replace(wanted, limit=wanted.limit + 1), state)
-        count = await store.inbox.parked_count()
-        note = same_process_note(store)
-    messages, more = found[: wanted.limit], len(found) > wanted.limit
-    total = f"{counted(len(messages), 'message')} shown; in all {count:,} parked."
-    return Answer(
-        document={"messages": [_document(each, body=False) for each in messages], "more": more, "parked": count},
-        page=Listing(_COLUMNS, [_cells(each) for each in messages], empty="No parked message matches."),
-        note="\n".join(filter(None, (total, "There are more: raise --limit." if more else "", note))),
-    )
+        totals = {"parked": await store.inbox.parked_count()}
+        return await list_entries(_shelf(store), wanted, totals, [same_process_note(store)])
 
 
 async def _show(app: App, ids: list[int], body: bool) -> Answer:
     async with opened_store(app) as store:
-        messages = await store.inbox.find(InboxFilter(ids=tuple(ids), limit=len(ids)))
-    absent = [str(number) for number in ids if number not in {parked.id for parked in messages}]
-    if absent:
-        raise UnknownRecordError("inbox", absent)
-    documents = [_document(parked, body=body) for parked in messages]
-    return Answer(
-        document={"messages": documents}, page=Group(*(part for each in documents for part in (facts(pairs(each)), "")))
+        return await show_entries(_shelf(store), ids, body=body)
+
+
+async def _retry(app: App, verb: str, wanted: Selection, how: How, most_retries: int) -> Answer:
+    async with opened_store(app) as store:
+        asked = Change(
+            verb=verb,
+            done="asked to retry",
+            act=store.inbox.retry,
+            fitting={InboxState.PARKED},
+            most_retries=most_retries,
+        )
+        return await change(_shelf(store), asked, wanted, how, note=same_process_note(store))
+
+
+async def _discard(app: App, wanted: Selection, how: How) -> Answer:
+    async with opened_store(app) as store:
+        asked = Change(
+            verb="discard", done="discarded", act=store.inbox.discard, fitting=frozenset(InboxState), for_good=True
+        )
+        return await change(_shelf(store), asked, wanted, how, note=same_process_note(store))
+
+
+async def _purge(app: App, older_than: str | None, age: timedelta, how: How) -> Answer:
+    async with opened_store(app) as store:
+        return await purge_kept(
+            store, "inbox", "remembered message", older_than, age, lambda kept: Retention(inbox=kept), how
+        )
+
+
+def _shelf(store: Store) -> Shelf:
+    """The store tells held ones from the others; which of those an operator has asked for is told apart here."""
+
+    async def find(wanted: Selection, /) -> Sequence[Entry]:
+        entries: list[Entry] = []
+        after = wanted.after
+        while len(entries) < wanted.limit:
+            page = await store.inbox.find(_filter(replace(wanted, after=after)))
+            entries += [entry for entry in map(_entry, page) if wanted.state in (None, entry.state)]
+            if len(page) < wanted.limit or page[-1].id <= after:
+                break
+            after = page[-1].id
+        return entries[: wanted.limit]
+
+    return Shelf(kind="inbox", noun="message", store=store.name, columns=_COLUMNS, find=find)
+
+
+def _filter(wanted: Selection) -> InboxFilter:
+    return InboxFilter(
+        ids=tuple(wanted.ids),
+        consumer=wanted.consumer,
+        topic=wanted.topic,
+        key=wanted.key,
+        error=wanted.error,
+        older_than=wanted.older_than,
+        held={InboxState.HELD.value: True, InboxState.PARKED.value: False}.get(wanted.state or ""),
+        after=wanted.after,
+        limit=wanted.limit,
     )
 
 
-async def _change(
-    app: App, action: Action, wanted: InboxFilter, state: InboxState | None, yes: bool, json: bool
-) -> Answer:
-    async with opened_store(app) as store:
-        found = await _found(store.inbox, wanted, state)
-        fitting = [parked.id for parked in found if action.verb == "discard" or not parked.retry_requested]
-        unfit = [*missing(wanted.ids, {parked.id for parked in found}), *_unfit(found, fitting)]
-        question = f"Discard {counted(len(fitting), 'message')} of {store.name} for good?"
-        if fitting and not confirm(question, yes=yes, json=json):
-            return left_alone(action)
-        act = store.inbox.retry if action.verb == "retry" else store.inbox.discard
-        return await carry_out(action, partial(act, who=action.who), fitting, unfit, same_process_note(store))
+def _state(parked: ParkedMessage) -> InboxState:
+    """One that is held and asked for is next in its key: the one before it has been dealt with."""
+    if parked.retry_requested:
+        return InboxState.RETRY_REQUESTED
+    return InboxState.HELD if parked.held else InboxState.PARKED
 
 
-def _unfit(found: Sequence[ParkedMessage], fitting: Sequence[int]) -> list[str]:
-    asked = [parked.id for parked in found if parked.id not in set(fitting)]
-    return [f"Left alone: {number} is asked to be retried already." for number in asked][:20]
-
-
-def _document(parked: ParkedMessage, *, body: bool) -> dict[str, Any]:
-    return {
-        "id": parked.id,
-        "state": _state(parked).value,
-        "consumer": parked.consumer,
-        "attempts": parked.attempts,
-        "error": parked.error,
-        "parked_at": parked.parked_at,
-        **envelope_facts(parked.envelope, body=body),
-    }
-
-
-def _cells(parked: ParkedMessage) -> tuple[str, ...]:
-    envelope = parked.envelope
-    return (
-        str(parked.id),
-        _state(parked).value,
-        parked.consumer,
-        envelope.topic,
-        envelope.key or "",
-        envelope.type,
-        str(parked.attempts),
-        moment(parked.parked_at),
-        parked.error,
+def _entry(parked: ParkedMessage) -> Entry:
+    envelope, state = parked.envelope, _state(parked)
+    return Entry(
+        id=parked.id,
+        state=state,
+        retries=parked.retries,
+        envelope=envelope,
+        cells=(
+            str(parked.id),
+            state.value,
+            parked.consumer,
+            envelope.topic,
+            envelope.key or "",
+            envelope.type,
+            str(parked.attempts),
+            str(parked.retries or ""),
+            moment(parked.parked_at),
+            parked.error,
+        ),
+        known={
+            "id": parked.id,
+            "state": state.value,
+            "consumer": parked.consumer,
+            "attempts": parked.attempts,
+            "retries": parked.retries,
+            "error": parked.error,
+            "parked_at": parked.parked_at,
+        },
     )

@@ -1,70 +1,64 @@
-"""`cqrs-decor outbox`: records on their way to the broker, and those that are parked."""
+"""`cqrs-decor outbox`: records on their way to the broker, those that are parked, and the history of delivered ones."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from datetime import timedelta
 
 import anyio
 import typer
-from rich.console import Group
 
-from cqrs_decor._text import counted
 from cqrs_decor.app import App
 from cqrs_decor.cli.answers import Answer
-from cqrs_decor.cli.listing import Listing, facts
 from cqrs_decor.cli.location import find_app
 from cqrs_decor.cli.options import (
-    AllOption,
     AppOption,
     BodyOption,
+    How,
     IdOption,
     IdsArgument,
     JsonOption,
-    KeyOption,
     LimitOption,
+    MaxRetriesOption,
+    OlderThanOption,
     OptionalIdsArgument,
     OutboxState,
     OutboxStateOption,
-    TopicOption,
-    WhoOption,
-    YesOption,
+    Where,
 )
-from cqrs_decor.cli.records import (
-    MOST,
-    Action,
-    carry_out,
-    confirm,
-    envelope_facts,
-    left_alone,
-    missing,
-    moment,
-    opened_store,
-    operator,
-    pairs,
+from cqrs_decor.cli.parked import (
+    Change,
+    Entry,
+    Selection,
+    Shelf,
+    change,
+    list_entries,
     require_choice,
-    same_process_note,
+    selection,
+    show_entries,
 )
-from cqrs_decor.errors import UnknownRecordError
-from cqrs_decor.outbox import OutboxFilter, OutboxStore, StoredRecord
+from cqrs_decor.cli.purging import purge_kept
+from cqrs_decor.cli.records import moment, opened_store, same_process_note
+from cqrs_decor.cli.spreading import spread
+from cqrs_decor.outbox import OutboxFilter, StoredRecord
+from cqrs_decor.store import Retention, Store
 
-verbs = typer.Typer(help="List, show, retry and discard records of the outbox.")
+verbs = typer.Typer(help="List, show, retry, replay, discard and purge records of the outbox.")
 
-_COLUMNS = ("id", "state", "topic", "key", "type", "attempts", "written (UTC)", "error")
-_FITTING = {"retry": (OutboxState.PARKED,), "discard": (OutboxState.PARKED, OutboxState.RESCHEDULED)}
+_COLUMNS = ("id", "state", "topic", "key", "type", "attempts", "retries", "written (UTC)", "error")
 
 
 @verbs.command("list")
+@spread
 def list_records(
+    where: Where,
     app: AppOption = None,
     json: JsonOption = False,
     state: OutboxStateOption = None,
-    topic: TopicOption = None,
-    key: KeyOption = None,
     id: IdOption = None,
     limit: LimitOption = 100,
 ) -> Answer:
-    """List records that are not delivered yet, oldest first."""
-    wanted = _filter(state, topic, key, id, limit)
+    """List records, oldest first; delivered ones only with --state delivered, where a history is kept."""
+    wanted = replace(selection(where, ids=id, state=state), limit=limit)
     found = find_app(app)
     return anyio.run(_list, found, wanted)
 
@@ -77,139 +71,154 @@ def show(ids: IdsArgument, app: AppOption = None, json: JsonOption = False, body
 
 
 @verbs.command("retry")
+@spread
 def retry(
+    where: Where,
+    how: How,
     ids: OptionalIdsArgument = None,
     app: AppOption = None,
-    json: JsonOption = False,
-    everything: AllOption = False,
-    state: OutboxStateOption = None,
-    topic: TopicOption = None,
-    key: KeyOption = None,
-    who: WhoOption = None,
+    most_retries: MaxRetriesOption = 3,
 ) -> Answer:
     """Put parked records back in their old place in the order of their key; a relay publishes them next."""
-    wanted = _chosen(ids, everything, state, topic, key)
-    action = Action(kind="outbox", verb="retry", done="retried", noun="record", who=operator(who))
+    wanted = selection(where, ids=ids, state=None if ids else OutboxState.PARKED)
+    require_choice(replace(wanted, state=None), how)
     found = find_app(app)
-    return anyio.run(_change, found, action, wanted, True, json)
+    return anyio.run(_retry, found, wanted, how, most_retries)
+
+
+@verbs.command("replay")
+@spread
+def replay(where: Where, how: How, ids: OptionalIdsArgument = None, app: AppOption = None) -> Answer:
+    """Publish delivered records of the history again, as new ones at the end of the order, under their own message ids:
+    a consumer that had one drops it."""
+    wanted = selection(where, ids=ids, state=OutboxState.DELIVERED)
+    require_choice(replace(wanted, state=None), how)
+    found = find_app(app)
+    return anyio.run(_replay, found, wanted, how)
 
 
 @verbs.command("discard")
+@spread
 def discard(
+    where: Where,
+    how: How,
     ids: OptionalIdsArgument = None,
     app: AppOption = None,
-    json: JsonOption = False,
-    everything: AllOption = False,
     state: OutboxStateOption = None,
-    topic: TopicOption = None,
-    key: KeyOption = None,
-    who: WhoOption = None,
-    yes: YesOption = False,
 ) -> Answer:
-    """Give parked or rescheduled records up for good, so that their key goes on. Asks first."""
-    wanted = _chosen(ids, everything, state, topic, key)
-    action = Action(kind="outbox", verb="discard", done="discarded", noun="record", who=operator(who))
+    """Give parked or rescheduled records up for good, so that their key goes on. A filter means parked ones, unless it
+    names a state."""
+    require_choice(selection(where, ids=ids, state=state), how)
+    wanted = selection(where, ids=ids, state=None if ids else (state or OutboxState.PARKED))
     found = find_app(app)
-    return anyio.run(_change, found, action, wanted, yes, json)
+    return anyio.run(_discard, found, wanted, how)
 
 
-def _chosen(
-    ids: list[int] | None, everything: bool, state: OutboxState | None, topic: str | None, key: str | None
-) -> OutboxFilter:
-    require_choice(ids or (), everything, any(given is not None for given in (state, topic, key)))
-    return _filter(state, topic, key, ids, MOST)
+@verbs.command("purge")
+@spread
+def purge(how: How, app: AppOption = None, older_than: OlderThanOption = None) -> Answer:
+    """Delete delivered records from the history: those older than --older-than or, without it, than the history is
+    kept; --all deletes every one."""
+    found = find_app(app)
+    age = timedelta(0) if how.everything else timedelta(days=found.settings.history_days)
+    return anyio.run(_purge, found, older_than, age, how)
 
 
-def _filter(
-    state: OutboxState | None, topic: str | None, key: str | None, ids: list[int] | None, limit: int
-) -> OutboxFilter:
-    return OutboxFilter(
-        ids=tuple(ids or ()), state=None if state is None else state.value, topic=topic, key=key, limit=limit
-    )
-
-
-async def _list(app: App, wanted: OutboxFilter) -> Answer:
+async def _list(app: App, wanted: Selection) -> Answer:
     async with opened_store(app) as store:
-        found = await store.outbox.find(replace(wanted, limit=wanted.limit + 1))
         backlog = await store.outbox.backlog()
-        note = same_process_note(store)
-    records, more = found[: wanted.limit], len(found) > wanted.limit
-    total = f"{counted(len(records), 'record')} shown; in all {backlog.pending:,} waiting, {backlog.parked:,} parked."
-    return Answer(
-        document={
-            "records": [_document(record, body=False) for record in records],
-            "more": more,
-            "pending": backlog.pending,
-            "parked": backlog.parked,
-        },
-        page=Group(Listing(_COLUMNS, [_cells(record) for record in records], empty="No record matches.")),
-        note="\n".join(filter(None, (total, "There are more: raise --limit." if more else "", note))),
-    )
+        totals = {"pending": backlog.pending, "parked": backlog.parked}
+        return await list_entries(_shelf(store), wanted, totals, [same_process_note(store)])
 
 
 async def _show(app: App, ids: list[int], body: bool) -> Answer:
     async with opened_store(app) as store:
-        records = await store.outbox.find(OutboxFilter(ids=tuple(ids), limit=len(ids)))
-    absent = [str(number) for number in ids if number not in {record.id for record in records}]
-    if absent:
-        raise UnknownRecordError("outbox", absent)
-    documents = [_document(record, body=body) for record in records]
-    return Answer(
-        document={"records": documents}, page=Group(*(part for each in documents for part in (facts(pairs(each)), "")))
+        return await show_entries(_shelf(store), ids, body=body)
+
+
+async def _retry(app: App, wanted: Selection, how: How, most_retries: int) -> Answer:
+    async with opened_store(app) as store:
+        asked = Change(
+            verb="retry",
+            done="retried",
+            act=store.outbox.retry,
+            fitting={OutboxState.PARKED},
+            most_retries=most_retries,
+        )
+        return await change(_shelf(store), asked, wanted, how, note=same_process_note(store))
+
+
+async def _replay(app: App, wanted: Selection, how: How) -> Answer:
+    async with opened_store(app) as store:
+        asked = Change(verb="replay", done="replayed", act=store.outbox.replay, fitting={OutboxState.DELIVERED})
+        return await change(_shelf(store), asked, wanted, how, note=same_process_note(store))
+
+
+async def _discard(app: App, wanted: Selection, how: How) -> Answer:
+    async with opened_store(app) as store:
+        asked = Change(
+            verb="discard",
+            done="discarded",
+            act=store.outbox.discard,
+            fitting={OutboxState.PARKED, OutboxState.RESCHEDULED},
+            for_good=True,
+        )
+        return await change(_shelf(store), asked, wanted, how, note=same_process_note(store))
+
+
+async def _purge(app: App, older_than: str | None, age: timedelta, how: How) -> Answer:
+    async with opened_store(app) as store:
+        return await purge_kept(
+            store, "outbox", "delivered record", older_than, age, lambda kept: Retention(history=kept), how
+        )
+
+
+def _shelf(store: Store) -> Shelf:
+    async def find(wanted: Selection, /) -> Sequence[Entry]:
+        return [_entry(record) for record in await store.outbox.find(_filter(wanted))]
+
+    return Shelf(kind="outbox", noun="record", store=store.name, columns=_COLUMNS, find=find)
+
+
+def _filter(wanted: Selection) -> OutboxFilter:
+    return OutboxFilter(
+        ids=tuple(wanted.ids),
+        state=wanted.state,
+        topic=wanted.topic,
+        key=wanted.key,
+        error=wanted.error,
+        older_than=wanted.older_than,
+        after=wanted.after,
+        limit=wanted.limit,
     )
 
 
-async def _change(app: App, action: Action, wanted: OutboxFilter, yes: bool, json: bool) -> Answer:
-    async with opened_store(app) as store:
-        found = await _found(store.outbox, wanted, action)
-        fitting = [record.id for record in found if record.state in _FITTING[action.verb]]
-        unfit = [*missing(wanted.ids, {record.id for record in found}), *_unfit(found, action)]
-        question = f"Discard {counted(len(fitting), 'record')} of {store.name} for good?"
-        if fitting and not confirm(question, yes=yes, json=json):
-            return left_alone(action)
-        act = store.outbox.retry if action.verb == "retry" else store.outbox.discard
-        return await carry_out(action, partial(act, who=action.who), fitting, unfit, same_process_note(store))
-
-
-async def _found(outbox: OutboxStore, wanted: OutboxFilter, action: Action) -> list[StoredRecord]:
-    """Of a filter without a state only those that the action is for: the others may be very many."""
-    if wanted.ids or wanted.state is not None:
-        return list(await outbox.find(wanted))
-    return [
-        record for state in _FITTING[action.verb] for record in await outbox.find(replace(wanted, state=state.value))
-    ]
-
-
-def _unfit(found: list[StoredRecord], action: Action) -> list[str]:
-    fitting = _FITTING[action.verb]
-    states = " or ".join(fitting)
-    return [
-        f"Left alone: {record.id} is {record.state}, not {states}." for record in found if record.state not in fitting
-    ][:20]
-
-
-def _document(record: StoredRecord, *, body: bool) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "state": record.state,
-        "attempts": record.attempts,
-        "error": record.error,
-        "written_at": record.written_at,
-        "due_at": record.due_at,
-        "lane": record.lane,
-        **envelope_facts(record.envelope, body=body),
-    }
-
-
-def _cells(record: StoredRecord) -> tuple[str, ...]:
+def _entry(record: StoredRecord) -> Entry:
     envelope = record.envelope
-    return (
-        str(record.id),
-        record.state,
-        envelope.topic,
-        envelope.key or "",
-        envelope.type,
-        str(record.attempts),
-        moment(record.written_at),
-        record.error or "",
+    return Entry(
+        id=record.id,
+        state=record.state,
+        retries=record.retries,
+        envelope=envelope,
+        cells=(
+            str(record.id),
+            record.state,
+            envelope.topic,
+            envelope.key or "",
+            envelope.type,
+            str(record.attempts),
+            str(record.retries or ""),
+            moment(record.written_at),
+            record.error or "",
+        ),
+        known={
+            "id": record.id,
+            "state": record.state,
+            "attempts": record.attempts,
+            "retries": record.retries,
+            "error": record.error,
+            "written_at": record.written_at,
+            "due_at": record.due_at,
+            "lane": record.lane,
+        },
     )

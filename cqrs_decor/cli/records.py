@@ -1,10 +1,11 @@
-"""What `outbox` and `inbox` have in common: which records are meant, who acts on them, and what came of it."""
+"""What verbs on records stand on: the app's store, who acts, a question, and an envelope as facts."""
 
 import getpass
+import signal
+import socket
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,22 +13,11 @@ import anyio
 import orjson
 import typer
 
-from cqrs_decor._text import counted, listed
 from cqrs_decor.app import App
-from cqrs_decor.cli.answers import Answer
 from cqrs_decor.cli.errors import CommandLineError
-from cqrs_decor.cli.exits import FINDINGS, OK
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.parts import open_store
 from cqrs_decor.store import Store
-
-MOST = 100_000
-"""`--all` acts on so many at most; the answer says when more are left."""
-
-_AT_ONCE = 500
-"""Ids in one statement: databases limit them."""
-
-Act = Callable[[Collection[int]], Awaitable[int]]
 
 
 @asynccontextmanager
@@ -47,51 +37,15 @@ def same_process_note(store: Store) -> str:
     return "" if store.card.shared else f"{store.name} lives in its process: what another one keeps is not seen here."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Action:
-    """A change that an operator asks for.
-
-    Attributes:
-        kind: outbox or inbox.
-        verb: retry or discard.
-        done: The verb for what happened.
-        noun: What it is done to.
-        who: Recorded with it.
-    """
-
-    kind: str
-    verb: str
-    done: str
-    noun: str
-    who: str
-
-
 def operator(given: str | None) -> str:
-    """Who acts: as given, or the user of the operating system."""
+    """Who acts: as given, or the user of the operating system at this machine."""
     if given:
         return given
     try:
-        return getpass.getuser()
+        user = getpass.getuser()
     except (KeyError, OSError):
-        return "unknown"
-
-
-def require_choice(ids: Collection[int], everything: bool, narrowed: bool) -> None:
-    """A change names its records, or says that everything is meant that a filter matches.
-
-    Raises:
-        CommandLineError: Neither, or both.
-    """
-    if ids and (everything or narrowed):
-        raise CommandLineError("Ids and a filter were both given.", fix="give ids only, or a filter and --all")
-    if everything and not narrowed:
-        raise CommandLineError("--all needs a filter, so that it is never everything by accident.", fix=_FIX)
-    if not ids and not everything:
-        problem = "A filter alone is not enough to change what it matches." if narrowed else "Nothing was named."
-        raise CommandLineError(problem, fix=_FIX)
-
-
-_FIX = "give ids, or a filter and --all, e.g. --state parked --all"
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 def confirm(question: str, *, yes: bool, json: bool) -> bool:
@@ -104,39 +58,18 @@ def confirm(question: str, *, yes: bool, json: bool) -> bool:
         return True
     if json or not sys.stdin.isatty():
         raise CommandLineError(f"{question} Nobody can be asked here.", fix="add --yes")
-    return typer.confirm(question, err=True)
+    with _interruptible():
+        return typer.confirm(question, err=True)
 
 
-async def carry_out(action: Action, act: Act, fitting: Sequence[int], unfit: Sequence[str], note: str = "") -> Answer:
-    """Act on those that fit, a part at a time, and say what came of it."""
-    count = 0
-    for start in range(0, len(fitting), _AT_ONCE):
-        count += await act(fitting[start : start + _AT_ONCE])
-    more = f"\nMore are left: {action.verb} again." if len(fitting) == MOST else ""
-    done = f"{action.done.capitalize()} {counted(count, action.noun)} as {action.who}.{more}"
-    lines = [done if fitting else f"There is nothing to {action.verb}.", *unfit]
-    return Answer(
-        document={
-            "action": f"{action.kind} {action.verb}",
-            "matched": len(fitting),
-            "changed": count,
-            "who": action.who,
-            "skipped": list(unfit),
-        },
-        page="".join(f"{line}\n" for line in lines),
-        note=note,
-        exit_code=OK if count else FINDINGS,
-    )
-
-
-def left_alone(action: Action) -> Answer:
-    return Answer(page=f"Nothing was {action.done}.\n", exit_code=FINDINGS)
-
-
-def missing(ids: Iterable[int], found: Collection[int]) -> list[str]:
-    """A line for those ids that are not there."""
-    absent = [str(number) for number in dict.fromkeys(ids) if number not in found]
-    return [f"Not there: {listed(absent, limit=20)}."] if absent else []
+@contextmanager
+def _interruptible() -> Generator[None, None, None]:
+    """Under an event loop the first SIGINT would only cancel a task, which a question does not notice."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def moment(when: datetime | None) -> str:

@@ -16,7 +16,8 @@ _SHOW_CURSOR = "\x1b[?25h"
 
 
 class StopSignals:
-    """Watches for them from entering to leaving; entered in a running asyncio loop, in the main thread.
+    """Watches for them from entering to leaving; entered in a running asyncio loop, in the main thread. `received` is
+    the number of the first.
 
     The handlers are Python's own rather than the loop's, so that the second signal works although user code blocks the
     loop.
@@ -24,12 +25,12 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.stop = anyio.Event()
+        self.received: int | None = None
         self._starting: anyio.CancelScope | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._received = False
         for number in _WATCHED:
             self._before[number] = signal.signal(number, self._note)
         return self
@@ -45,9 +46,9 @@ class StopSignals:
         self._starting = scope
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
+        if self.received is not None:
             _leave(number)
-        self._received = True
+        self.received = number
         self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:

@@ -168,7 +168,7 @@ def test_a_parked_message_is_found_shown_and_discarded_from_outside(shop: Shop) 
     assert "body" not in parked
     [shown] = shop.asks("inbox", "show", str(parked["id"]), "--body")["messages"]
     assert shown["body"] == {"sku": "bad"}
-    discarded = shop.asks("inbox", "discard", "--topic", "orders", "--all", "--yes", "--who", "ada")
+    discarded = shop.asks("inbox", "discard", "--topic", "orders", "--yes", "--who", "ada")
     assert discarded["changed"] == 1
     assert shop.asks("inbox", "list")["parked"] == 0
     assert _operator_log(shop) == [("ada", "discard", "inbox", parked["id"])]
@@ -189,7 +189,7 @@ def test_the_worker_carries_out_a_retry(shop: Shop) -> None:
     app = shop.directory / "shop.py"
     app.write_text(app.read_text().replace('if event.sku == "bad"', "if False"))
 
-    assert shop.asks("inbox", "retry", "--state", "parked", "--all")["changed"] == 1
+    assert shop.asks("inbox", "retry", "--all", "--yes")["changed"] == 1
     run_until(shop, handled=1, parked=0)
 
     assert shop.invoices() == ["bad"]
