@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
-from cqrs_decor.observers import ConnectionChanged, Moment, WakeUpChanged
+from cqrs_decor.observers import ConnectionChanged, Moment, PartitionsPaused, WakeUpChanged
 
 _AMOUNTS: Mapping[str, tuple[str, ...]] = {
     "BatchPublished": ("delivered", "rescheduled", "parked"),
@@ -44,11 +44,13 @@ class Counters:
     Attributes:
         away: Parts that a connection was lost to and has not come back: "the outbox", "the inbox", "the broker".
         wake_ups_work: What the last `WakeUpChanged` said; None before the first.
+        paused: How many partitions the worker has paused, since it is full.
     """
 
     def __init__(self) -> None:
         self.away: set[str] = set()
         self.wake_ups_work: bool | None = None
+        self.paused = 0
         self._counts: Counter[Count] = Counter()
 
     def notice(self, moment: Moment) -> None:
@@ -80,6 +82,8 @@ class Counters:
                 self.away.add(part)
             case WakeUpChanged(works=works):
                 self.wake_ups_work = works
+            case PartitionsPaused(paused=paused):
+                self.paused = paused
             case _:
                 pass  # counted, and of no state
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -21,9 +22,13 @@ class StopSignals:
 
     The handlers are Python's own rather than the loop's, so that the second signal works although user code blocks the
     loop.
+
+    Args:
+        before_leaving: Called when the second one came, in a signal handler.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before_leaving: Callable[[], None] | None = None) -> None:
+        self._before_leaving = before_leaving
         self.stop = anyio.Event()
         self.received: int | None = None
         self._starting: anyio.CancelScope | None = None
@@ -47,6 +52,8 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if self._before_leaving is not None:
+                self._before_leaving()
             _leave(number)
         self.received = number
         self._loop.call_soon_threadsafe(self._stop)

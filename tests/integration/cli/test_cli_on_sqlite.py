@@ -135,16 +135,19 @@ def test_sigterm_lets_a_running_handler_finish(shop: Shop) -> None:
     assert shop.asks("inbox", "list")["parked"] == 0
 
 
-def test_a_second_sigterm_leaves_a_running_handler_to_the_next_process(shop: Shop) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_leaves_a_running_handler_to_the_next_process(
+    shop: Shop, number: signal.Signals, code: int
+) -> None:
     """As after a kill: not acknowledged, so it is done again, and once."""
     shop.place("slow")
     with running_cli("run", "all", "--app", "shop:cqrs", "--json", directory=shop.directory) as process:
         wait_for(shop.directory / "began")
-        process.send(signal.SIGTERM)
+        process.send(number)
         process.until("stopping")
-        process.send(signal.SIGTERM)
+        process.send(number)
 
-        assert process.ended() == 143
+        assert process.ended() == code
 
     assert shop.invoices() == []
     (shop.directory / "release").touch()

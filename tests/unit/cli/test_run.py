@@ -2,6 +2,8 @@
 
 import json
 import signal
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,35 @@ def test_the_status_is_told_in_json_lines(shop: Path) -> None:
 
     assert status["lanes"] == 32
     assert {"published", "handled", "published_per_s", "handled_per_s", "pending", "parked", "lag_s"} <= status.keys()
+
+
+@pytest.mark.parametrize("named", ["option", "variable"])
+def test_health_is_answered_over_http(shop: Path, named: str) -> None:
+    """From the option, or from the environment as everything else; the address that was had is told."""
+    arguments = ("--health-port", "0") if named == "option" else ()
+    environment = {} if named == "option" else {"CQRS_DECOR_HEALTH_PORT": "0"}
+    with running_cli(
+        "run", "all", "--app", "shop:cqrs", "--json", *arguments, directory=shop, **environment
+    ) as process:
+        address = process.until("started")["health"]
+        with urllib.request.urlopen(f"http://{address}/live", timeout=30) as answer:
+            live = json.load(answer)
+        while not is_ready(address):
+            pass
+        process.send(signal.SIGTERM)
+
+        assert process.ended() == 0
+
+    assert live["status"] == "live"
+    assert live["service"] == "shop"
+
+
+def is_ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/ready", timeout=30) as answer:
+            return answer.status == 200
+    except urllib.error.HTTPError:
+        return False
 
 
 def test_log_lines_can_be_json(shop: Path) -> None:
