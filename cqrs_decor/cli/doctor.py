@@ -14,20 +14,25 @@ from cqrs_decor._text import counted
 from cqrs_decor.app import App
 from cqrs_decor.assembly import Parts
 from cqrs_decor.broker import Broker
+from cqrs_decor.checks import setting_faults
 from cqrs_decor.cli.answers import Answer, exit_code_of, finding_document
 from cqrs_decor.cli.configured import Configured, configured
 from cqrs_decor.cli.listing import Listing
 from cqrs_decor.cli.location import find_app
 from cqrs_decor.cli.needed_topics import consumed_topics, emitted_topics
 from cqrs_decor.cli.options import AppOption, JsonOption, TimeoutOption
+from cqrs_decor.cli.relays import relay_findings
 from cqrs_decor.cli.screen import listed
+from cqrs_decor.clock import SystemClock
 from cqrs_decor.errors import (
     BrokerUnavailableError,
     CqrsDecorError,
+    SettingError,
     StoreUnavailableError,
     TopicMissingError,
 )
 from cqrs_decor.findings import Finding
+from cqrs_decor.settings import Settings
 from cqrs_decor.store import Store
 
 Check = Callable[[], Awaitable[Sequence[Finding]]]
@@ -59,6 +64,8 @@ class Examination:
         settings = [(setting.name, setting.value, setting.source) for setting in self.settings]
         parts: list[RenderableType] = [Listing(("setting", "value", "from"), settings, empty="")]
         for subject, findings in self.findings.items():
+            if not findings:
+                continue
             parts += ["", Text(subject, style="bold"), listed(findings)]
         counts = Counter(finding.severity for finding in self.every())
         return Group(
@@ -69,7 +76,8 @@ class Examination:
 
 
 def doctor(app: AppOption = None, json: JsonOption = False, timeout_s: TimeoutOption = 10.0) -> Answer:
-    """Check handlers, settings, database, tables, broker and topics. Starts nothing; exits with 1 on errors."""
+    """Check handlers, settings, database, tables, relays, wake-ups, broker and topics. Starts nothing; exits with 1 on
+    errors."""
     found = find_app(app)
     examination = anyio.run(_examine, found, timeout_s)
     return Answer(document=examination.document(), page=examination.page(), exit_code=exit_code_of(examination.every()))
@@ -84,16 +92,42 @@ async def _examine(app: App, timeout_s: float) -> Examination:
             settings=configured(app, parts),
             findings={
                 "handlers": _wiring(parts),
-                "database": await _database_findings(parts.store, timeout_s),
+                "settings": _setting_findings(app.settings, parts),
+                "database": (database := await _database_findings(parts.store, timeout_s)),
+                "relays": await _relay_findings(parts.store, app.settings, database, timeout_s),
                 "broker": await _broker_findings(parts.broker, parts, timeout_s),
             },
         )
 
 
 def _wiring(parts: Parts) -> list[Finding]:
-    faults = [Finding.from_error(fault) for fault in parts.faults]
+    faults = [Finding.from_error(fault) for fault in parts.faults if not isinstance(fault, SettingError)]
     handlers = counted(len(parts.examined.specs()), "handler")
     return faults or [Finding.ok(f"{handlers}, everything they ask for is there")]
+
+
+def _setting_findings(settings: Settings, parts: Parts) -> list[Finding]:
+    """What stops a start is an error; what would stop a process that runs all loops, a warning."""
+    errors = [Finding.from_error(fault) for fault in parts.faults if isinstance(fault, SettingError)]
+    known = {finding.problem for finding in errors}
+    everywhere = [Finding.from_error(fault) for fault in setting_faults(settings, parts.store, "all")]
+    warnings = [replace(finding, severity="warning") for finding in everywhere if finding.problem not in known]
+    return [*errors, *warnings] or [Finding.ok("nothing contradicts anything else")]
+
+
+async def _relay_findings(
+    store: Store, settings: Settings, database: Sequence[Finding], timeout_s: float
+) -> list[Finding]:
+    """Asked only where another process could relay, and where the database can be asked at all."""
+    if not store.card.shared or any(finding.severity == "error" for finding in database):
+        return []
+    late = StoreUnavailableError(store.name, f"it did not answer within {timeout_s:g} s")
+
+    async def ask() -> Sequence[Finding]:
+        await store.open()
+        return await relay_findings(store.outbox, settings, SystemClock())
+
+    return await _asked(ask, timeout_s, late)
 
 
 async def _database_findings(store: Store, timeout_s: float) -> list[Finding]:

@@ -108,3 +108,29 @@ def test_what_a_crash_may_lose_is_read_from_the_cards(cli: Cli, app_with: Callab
 
     assert "memory:// keeps nothing over the end of the process" in outcome.out
     assert "a crash may repeat: what was not acknowledged" in outcome.out
+
+
+def test_settings_that_contradict_each_other_are_listed(cli: Cli, app_with: Callable[..., App]) -> None:
+    """Before a start that would be refused for them."""
+    app_with(settings=Settings(replay_horizon_days=60, lease_s=5, publish_timeout_s=20))
+
+    outcome = cli("doctor", "--json")
+
+    assert outcome.code == 1
+    assert [finding["severity"] for finding in findings(outcome, "settings")] == ["error", "error"]
+
+
+def test_a_pool_that_is_too_small_for_the_loops_is_a_warning_where_they_do_not_run(
+    cli: Cli, app_with: Callable[..., App]
+) -> None:
+    """The web process that the doctor is asked about may need no more; the worker with the same settings does."""
+
+    class Pooled(MemoryStore):
+        connections = 10
+
+    app_with(database=Pooled(), run="none")
+
+    [finding] = findings(cli("doctor", "--json"), "settings")
+
+    assert finding["severity"] == "warning"
+    assert "want 25 connections, and memory:// has 10 at most" in finding["problem"]
