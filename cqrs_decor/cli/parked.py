@@ -161,6 +161,10 @@ class Tally:
     signal: int | None = None
 
     @property
+    def looked_at(self) -> int:
+        return self.fitted + sum(len(ids) for ids in self.left.values())
+
+    @property
     def lines(self) -> list[str]:
         return [f"Left alone {len(ids):,}, {reason}: {_named(ids)}." for reason, ids in self.left.items()]
 
@@ -270,7 +274,7 @@ async def change(
     if wanted.state is not None and wanted.state not in asked.fitting:
         states = " or ".join(f"--state {state}" for state in sorted(asked.fitting))
         raise CommandLineError(f"A {shelf.noun} that is {wanted.state} cannot be {asked.done}.", fix=f"write {states}")
-    who = operator(how.who)
+    who, total = operator(how.who), len(wanted.ids) or None
     tally = Tally(after=wanted.after)
     if how.dry_run:
         await _look(shelf, asked, wanted, tally, clock or SystemClock())
@@ -284,7 +288,8 @@ async def change(
             return _answer(shelf, asked, counting, how, who, note)
         if not confirm(_question(shelf, asked, counting.fitted), yes=False, json=how.json):
             return Answer(page=f"Nothing was {asked.done}.\n", exit_code=FINDINGS)
-    await _carry_out(shelf, asked, wanted, tally, who, how, clock or SystemClock())
+        total = counting.looked_at if counting.fitted < COUNTED else None
+    await _carry_out(shelf, asked, wanted, tally, who, how, clock or SystemClock(), total)
     _note_absent(wanted, tally)
     return _answer(shelf, asked, tally, how, who, note)
 
@@ -310,11 +315,11 @@ async def _look(
 
 
 async def _carry_out(
-    shelf: Shelf, asked: Change, wanted: Selection, tally: Tally, who: str, how: How, clock: Clock
+    shelf: Shelf, asked: Change, wanted: Selection, tally: Tally, who: str, how: How, clock: Clock, total: int | None
 ) -> None:
     """Signals are looked at between parts: a part is done or not, and what was done is known."""
     with StopSignals() as signals, progress_bar(json=how.json) as progress:
-        task = progress.add_task(asked.done, total=len(wanted.ids) or None)
+        task = progress.add_task(asked.done, total=total)
         async for part in _parts(shelf, wanted, clock):
             ids = _sorted_out(part, asked, wanted, tally)
             tally.fitted += len(ids)
