@@ -1,0 +1,261 @@
+"""An event loop without a selector: time is virtual and jumps to the next timer; who goes first is drawn by seed.
+
+Only the order of tasks that are ready at the same moment is left to chance: asyncio promises none for them, and one for
+callbacks, which is kept. Everything that is scheduled belongs to an owner, a simulated process, by the context it was
+scheduled in: so one can be killed (nothing of it ever runs again) or stopped for a while (all of it waits).
+"""
+
+import asyncio
+import asyncio.events
+import heapq
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextvars import Context, ContextVar
+from random import Random
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_SPINNING = 100_000
+"""So many rounds without time passing are a busy loop."""
+
+_LAST_WORDS = 50
+"""A coroutine that is taken apart may wait so often before it is given up."""
+
+
+class Owner:
+    """A simulated process, as far as the loop is concerned: what it schedules is its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.dead = False
+        self.stopped = False
+        self.stalled: list[asyncio.Handle] = []
+        self.tasks: list[OwnedTask] = []
+        self._many = 64
+
+    def keep(self, task: "OwnedTask") -> None:
+        """Hold a task until it is done: what nobody else refers to would be collected, and so taken apart, too early."""
+        if len(self.tasks) > self._many:
+            self.tasks = [each for each in self.tasks if not each.done()]
+            self._many = 2 * len(self.tasks) + 64
+        self.tasks.append(task)
+
+
+current_owner: ContextVar[Owner | None] = ContextVar("simulated_process", default=None)
+
+
+class OwnedTask(asyncio.Task[Any]):
+    """A task with a number: ready tasks are put in order before they are shuffled, so that a seed means one order,
+    whatever sets of tasks or of strings were walked through meanwhile.
+    """
+
+    number: int
+
+
+class NothingLeftError(RuntimeError):
+    """Everybody waits for somebody else, and no timer is set."""
+
+
+class BusyLoopError(RuntimeError):
+    """Callbacks go on and on, and no time passes."""
+
+
+class VirtualLoop(asyncio.AbstractEventLoop):
+    """Runs as fast as it can; `time()` is what has been waited for."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._now = 0.0
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._scheduled = 0
+        self._tasks = 0
+        self._rounds_without_time = 0
+        self._stopping = False
+        self._running = False
+        self._closed = False
+
+    # --- what asyncio and anyio ask of a loop -----------------------------------------------------------------------
+
+    def time(self) -> float:
+        return self._now
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._scheduled += 1
+        heapq.heappush(self._timers, (when, self._scheduled, handle))
+        return handle
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def create_task(
+        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
+    ) -> asyncio.Task[T]:
+        task = OwnedTask(coro, loop=self, name=name, context=context)
+        self._tasks += 1
+        task.number = self._tasks
+        owner = current_owner.get() if context is None else context.get(current_owner)
+        if owner is not None:
+            owner.keep(task)
+        return task
+
+    def get_task_factory(self) -> None:
+        """Its tasks are its own."""
+
+    def run_until_complete(self, future: Any) -> Any:
+        task = asyncio.ensure_future(future, loop=self)
+        task.add_done_callback(lambda _: self.stop())
+        self.run_forever()
+        return task.result()
+
+    def run_forever(self) -> None:
+        self._running, self._stopping = True, False
+        hooks = sys.get_asyncgen_hooks()
+        asyncio.events._set_running_loop(self)
+        sys.set_asyncgen_hooks(finalizer=_forget)
+        try:
+            while not self._stopping:
+                self._run_round()
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+            asyncio.events._set_running_loop(None)
+            self._running = False
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def is_running(self) -> bool:
+        return self._running
+
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        self._closed = True
+        self._ready.clear()
+        self._timers.clear()
+
+    def get_debug(self) -> bool:
+        return False
+
+    def set_debug(self, enabled: bool) -> None:
+        """It has no other way to run."""
+
+    async def shutdown_asyncgens(self) -> None:
+        """Nobody's last words are heard."""
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """There is none: nothing in a simulation may run in a thread."""
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """A callback that fails ends the run; what nobody asked for, since its process was killed, says nothing."""
+        if "handle" not in context:
+            return
+        error = context.get("exception")
+        raise RuntimeError(context["message"]) from error if isinstance(error, BaseException) else None
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Asked by each `TimerHandle.cancel`; the timer is passed over when its time comes."""
+
+    # --- rounds -----------------------------------------------------------------------------------------------------
+
+    def _run_round(self) -> None:
+        """Run what is ready now; what it makes ready has the next round, as in asyncio."""
+        self._rounds_without_time += 1
+        if self._rounds_without_time > _SPINNING:
+            raise BusyLoopError(f"{_SPINNING:,} rounds at {self._now:.6f} s")
+        batch = list(self._ready)
+        self._ready.clear()
+        if not batch or not self._shuffle_tasks(batch):
+            # Also when only callbacks are ready: anyio repeats a cancellation every round until its task is out, and
+            # where that takes time, time has to pass.
+            self._let_time_pass(required=not batch)
+        for handle in batch:
+            if not handle._cancelled and self._may_run(handle):
+                handle._run()
+
+    def _shuffle_tasks(self, batch: list[asyncio.Handle]) -> bool:
+        """Shuffle those that are steps of tasks among their places; whether there is any."""
+        places = [place for place, handle in enumerate(batch) if _is_step(handle)]
+        if len(places) > 1:
+            steps = sorted((batch[place] for place in places), key=_number)
+            self._random.shuffle(steps)
+            for place, handle in zip(places, steps, strict=True):
+                batch[place] = handle
+        return bool(places)
+
+    def _let_time_pass(self, *, required: bool) -> None:
+        timers = self._timers
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
+        if not timers:
+            if required:
+                raise NothingLeftError("everybody waits, and no timer is set")
+            return
+        if timers[0][0] > self._now:
+            self._now = timers[0][0]
+            self._rounds_without_time = 0
+        while timers and timers[0][0] <= self._now:
+            self._ready.append(heapq.heappop(timers)[2])
+
+    def _may_run(self, handle: asyncio.Handle) -> bool:
+        owner = handle._context.get(current_owner)
+        if owner is None:
+            return True
+        if owner.stopped and not owner.dead:
+            owner.stalled.append(handle)
+            return False
+        return not owner.dead
+
+    # --- owners -----------------------------------------------------------------------------------------------------
+
+    def resume(self, owner: Owner) -> None:
+        """Let a stopped owner go on: what waited goes first, in its order."""
+        owner.stopped = False
+        self._ready.extend(owner.stalled)
+        owner.stalled = []
+
+    def bury(self, owner: Owner, context: Context) -> None:
+        """Take apart what a dead owner left, so that no frame of it is still there to be collected later."""
+        for task in owner.tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            if not task.done():
+                context.run(_take_apart, task.get_coro())
+        owner.tasks, owner.stalled = [], []
+
+
+def _take_apart(coroutine: Any) -> None:
+    """Close a coroutine whose process is gone: what its `finally` blocks say and wait for is not heard."""
+    for _ in range(_LAST_WORDS):
+        try:
+            coroutine.close()
+        except BaseException:  # whatever it raises, a killed process would not have raised it
+            continue
+        return
+
+
+def _forget(generator: AsyncGenerator[Any, Any]) -> None:
+    """Generators of killed processes are not closed: closing runs their `finally` blocks."""
+
+
+def _is_step(handle: asyncio.Handle) -> bool:
+    return getattr(handle._callback, "__self__", None).__class__ is OwnedTask
+
+
+def _number(handle: asyncio.Handle) -> int:
+    return handle._callback.__self__.number  # type: ignore[union-attr]

@@ -1,0 +1,61 @@
+"""The database and the broker of a simulation: the ones in memory, telling the oracle what they do."""
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from cqrs_decor.clock import Clock
+from cqrs_decor.envelope import Envelope
+from cqrs_decor.lanes import HeldLane
+from cqrs_decor.memory import MemoryOutbox, MemoryStore
+from cqrs_decor.outbox import Settlement
+from tests.simulation.oracle import Oracle
+
+
+class WatchedOutbox(MemoryOutbox):
+    """The outbox in memory, each step of which is checked from outside."""
+
+    def __init__(self, clock: Clock, oracle: Oracle) -> None:
+        super().__init__(clock)
+        self._oracle = oracle
+
+    def append(self, envelopes: Iterable[Envelope]) -> None:
+        written = list(envelopes)
+        for envelope in written:
+            self._oracle.commit(envelope)
+        super().append(written)
+
+    async def acquire(self, owner: str, lease: timedelta, limit: int, **options: Any) -> Sequence[Any]:
+        taken = await super().acquire(owner, lease, limit, **options)
+        for each in taken:
+            self._oracle.take_lane(_lane(each), owner, self._clock.elapsed(), lease.total_seconds())
+        return taken
+
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Any:
+        renewal = await super().renew(owner, lanes, lease)
+        for lane in getattr(renewal, "held", renewal):
+            self._oracle.keep_lane(lane, owner, self._clock.elapsed(), lease.total_seconds())
+        return renewal
+
+    async def release(self, owner: str, lanes: Sequence[HeldLane], **options: Any) -> None:
+        await super().release(owner, lanes, **options)
+        for lane in lanes:
+            self._oracle.give_lane(lane, owner)
+
+    async def settle(self, settlement: Settlement) -> None:
+        await super().settle(settlement)
+        records = [*settlement.delivered, *(failed.record for failed in settlement.failed)]
+        self._oracle.settle(settlement.lanes, [(record.lane, record.id) for record in records])
+
+
+class WatchedStore(MemoryStore):
+    """The store in memory, with an outbox that is watched."""
+
+    def __init__(self, clock: Clock, outbox: WatchedOutbox) -> None:
+        super().__init__(clock=clock)
+        self.outbox = self._outbox = outbox
+
+
+def _lane(taken: Any) -> HeldLane:
+    lane: HeldLane = getattr(taken, "lane", taken)
+    return lane
