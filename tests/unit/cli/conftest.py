@@ -3,18 +3,14 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
-import anyio
 import pytest
 
 from cqrs_decor import App
 from cqrs_decor.cli import main
-from cqrs_decor.inbox import ParkedMessage
-from cqrs_decor.memory import MemoryOutbox, MemoryStore
-from cqrs_decor.outbox import FailedRecord, Settlement
 from tests.unit.cli import sample
+from tests.unit.cli.desk import Desk, message, record
 
 APP = "tests.unit.cli.sample:cqrs"
 
@@ -63,38 +59,20 @@ def app_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., App]:
 
 
 @pytest.fixture
-def store(app_with: Callable[..., App]) -> MemoryStore:
+def store(app_with: Callable[..., App]) -> Desk:
     """A store with parked records 1 and 3, a rescheduled one (2) and one that waits behind it (4); and the parked
     messages 1 and 2 of two consumers.
     """
-    store = MemoryStore()
-    app_with(database=store)
-    anyio.run(_fill, store)
-    return store
-
-
-async def _fill(store: MemoryStore) -> None:
-    outbox = store.outbox
-    assert isinstance(outbox, MemoryOutbox)
-    outbox.append(
-        [sample.envelope(1, key="1"), sample.envelope(2, key="2"), sample.envelope(3, topic="other", key="3")]
-    )
-    lanes = await outbox.acquire("a relay", timedelta(seconds=60), 100)
-    one, two, three = await outbox.claim(lanes, 10)
-    failed = [
-        FailedRecord(record=one, error="RecordTooLargeError: it has 9 bytes", delay=None),
-        FailedRecord(record=two, error="RecordRejectedError: not now", delay=timedelta(hours=1)),
-        FailedRecord(record=three, error="RecordRejectedError: never", delay=None),
+    desk = Desk()
+    desk.desk_outbox.records = [
+        record(1, topic="sample-orders"),
+        record(2, "rescheduled", topic="sample-orders", key="2", error="RecordRejectedError: not now"),
+        record(3, topic="other", key="3", error="RecordRejectedError: never"),
+        record(4, "held", topic="sample-orders", key="2", error=""),
     ]
-    await outbox.settle(Settlement(lanes=lanes, failed=failed))
-    outbox.append([sample.envelope(4, key="2")])
-    for number, consumer in ((1, "sample.write_invoice"), (2, "sample.count")):
-        await store.inbox.park(
-            ParkedMessage(
-                consumer=consumer,
-                envelope=sample.envelope(number),
-                error="ValueError",
-                attempts=8,
-                parked_at=sample.NOON,
-            )
-        )
+    desk.desk_inbox.messages = [
+        message(1, consumer="sample.write_invoice", topic="sample-orders"),
+        message(2, consumer="sample.count", topic="sample-orders"),
+    ]
+    app_with(database=desk)
+    return desk
