@@ -6,14 +6,15 @@ STAMP := .venv/.stamp
 CHANGES_VENV := pyproject.toml $(wildcard plugins/*/pyproject.toml) requirements-dev.txt constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench shop docs fault servers services-up services-down
+.PHONY: help demo test lint format bench shop docs fault soak servers services-up services-down
 
 help:
 	@echo "make demo           see it work"
 	@echo "make test           unit tests on every Python found, then all tests, with real servers"
 	@echo "make lint           style, types, import contracts, spelling"
 	@echo "make format         apply what the formatter and the safe fixes know"
-	@echo "make fault          the tests that kill, cut and freeze things, ten seeds each (RUNS=, SEED=)"
+	@echo "make fault          all that kills, cuts and freezes things, on all setups, and a page of it (RUNS=, SEED=, ONLY=)"
+	@echo "make soak           a random mix of faults (MINUTES=, SEED=)"
 	@echo "make bench          ratios, measured in one run on this machine"
 	@echo "make docs           build the documentation, links checked"
 	@echo "make services-up    leave PostgreSQL, MariaDB and Kafka running between runs; make services-down ends them"
@@ -38,8 +39,16 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Three seeds of each scenario take less than an hour. Those of one fault: RUNS=200 ONLY="f1_ or f2_ or f3_" make fault
 fault: $(STAMP) servers
-	RUNS=$${RUNS:-10} $(BIN)/pytest tests/fault
+	@rm -f .cache/fault/facts.jsonl
+	FAULT_WIDE=1 RUNS=$${RUNS:-3} $(BIN)/pytest -k "$${ONLY:-test}" tests/fault; \
+	  code=$$?; $(BIN)/python -m tests.fault.page && exit $$code
+
+soak: $(STAMP) servers
+	@rm -f .cache/fault/facts.jsonl
+	FAULT_WIDE=1 MINUTES=$${MINUTES:-30} $(BIN)/pytest -k "$${ONLY:-postgres-kafka}" tests/fault/test_f32_soak.py; \
+	  code=$$?; $(BIN)/python -m tests.fault.page && exit $$code
 
 # The shop under load with everything killed again and again; ORDERS, CLIENTS and KILLS set how much.
 shop: $(STAMP) servers

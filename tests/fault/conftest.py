@@ -2,18 +2,20 @@
 
 import os
 import re
+import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fault.nursery import nursery
 from tests.fault.proxy import Proxy
 from tests.fault.report import note
 from tests.fault.setups import SETUPS
 from tests.fault.world import Setup, World, world_of
-from tests.services import KafkaServer, MariaDbServer, PostgresServer
+from tests.services import KafkaServer, MariaDbServer, PgBouncerServer, PostgresServer
 from tests.services.fixtures import fresh_name
-from tests.services.pgbouncer import PgBouncerServer
 from tests.services.server import free_port
 
 PARTITIONS = 3
@@ -55,6 +57,11 @@ def pytest_runtest_makereport(
     return (yield)
 
 
+def pytest_sessionfinish() -> None:
+    if nursery.cache_info().currsize:
+        nursery().close()
+
+
 # --- servers of the harness's own: they are killed ------------------------------------------------------------------
 
 
@@ -85,6 +92,17 @@ def own_kafka() -> Iterator[tuple[KafkaServer, Proxy]]:
         yield server, proxy
 
 
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A disk of 48 MB, which only root can make."""
+    folder = Path(tempfile.mkdtemp(prefix="cqrs-decor-disk-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "none", str(folder)], check=True)
+    folder.chmod(0o777)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    folder.rmdir()
+
+
 @pytest.fixture(params=SETUPS)
 async def world(request: pytest.FixtureRequest, tmp_path: Path, seed: int) -> AsyncIterator[World]:
     """On each setup, or on those that `@pytest.mark.parametrize("world", [...], indirect=True)` names: a database
@@ -104,13 +122,21 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path, seed: int) -> As
 async def _setup(name: str, request: pytest.FixtureRequest, folder: Path, seed: int) -> Setup:
     database, _, broker = name.partition("-")
     topic = fresh_name()
-    url, kafka, victims, server = f"sqlite+aiosqlite:///{folder / 'test.db'}", None, None, None
-    if database in ("postgres", "bouncer"):
+    kafka, victims, server, pooler = None, None, None, None
+    disk = request.getfixturevalue("small_disk") if database.endswith("disk") else None
+    url = f"sqlite+aiosqlite:///{(disk or folder) / 'test.db'}"
+    if database in ("postgres", "bouncer", "asyncpgbouncer"):
         server = request.getfixturevalue("own_postgres")
         server.start().create_database(topic)
         url = server.url(database=topic)
-    if database == "bouncer":
-        victims = request.getfixturevalue("own_pgbouncer").start().url(database=topic)
+    if database == "postgresdisk":
+        server = request.getfixturevalue("own_postgres")
+        server.start().create_database(topic, on=disk)
+        url = server.url(database=topic)
+    if database in ("bouncer", "asyncpgbouncer"):
+        driver = "psycopg" if database == "bouncer" else "asyncpg"
+        pooler = request.getfixturevalue("own_pgbouncer").start()
+        victims = pooler.url(driver=driver, database=topic)
     if database == "mariadb":
         server = request.getfixturevalue("own_mariadb")
         server.start().create_database(topic)
@@ -126,6 +152,8 @@ async def _setup(name: str, request: pytest.FixtureRequest, folder: Path, seed: 
         topic=topic,
         database_server=server,
         kafka=kafka,
+        pooler=pooler,
+        disk=disk,
         partitions=PARTITIONS,
         seed=seed,
     )

@@ -80,14 +80,14 @@ class InvariantBrokenError(AssertionError):
 
 
 def nothing_is_lost(
-    committed: Iterable[Entry], deliveries: Iterable[Delivered], effects: Iterable[Effect], *, parked: int = 0
+    committed: Iterable[Entry], deliveries: Iterable[Delivered], effects: Iterable[Effect], *, unhandled: int = 0
 ) -> None:
-    """I1: each entry that was committed has arrived, and has had its effect, but for those that are parked."""
+    """I1: each entry that was committed has arrived, and has had its effect, but for so many that are parked."""
     wanted = {entry.entry for entry in committed}
     without = wanted - {effect.entry for effect in effects}
-    if not parked:
+    if not unhandled:
         _refuse("I1 lost: committed, never delivered", wanted - {delivery.entry for delivery in deliveries})
-    if len(without) != parked:
+    if len(without) != unhandled:
         _refuse("I1 lost: committed, without an effect", without)
 
 

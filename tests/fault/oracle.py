@@ -10,6 +10,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -47,6 +48,17 @@ class Sink:
         with closing(sqlite3.connect(file, timeout=30)) as connection:
             connection.row_factory = sqlite3.Row
             return [Span(**dict(row)) for row in connection.execute(_SPANS, (kind,))]
+
+    @staticmethod
+    def is_free(file: Path) -> bool:
+        """Whether nobody is in the middle of writing to it."""
+        with closing(sqlite3.connect(file, isolation_level=None, timeout=0.05)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+            connection.execute("ROLLBACK")
+            return True
 
     @staticmethod
     def delivery_count(file: Path) -> int:
@@ -140,6 +152,17 @@ class Ledger:
         async with self._engine.begin() as connection:
             await connection.execute(text(statement))
 
+    async def vacuum(self, table: str) -> None:
+        """What autovacuum does by itself within a minute."""
+        async with self._engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.execute(text(f"VACUUM {table}"))
+
+    async def rewrite_body(self, record_id: int, body: bytes) -> None:
+        async with self._engine.begin() as connection:
+            values = {"id": record_id, "body": body}
+            await connection.execute(text("UPDATE cqrs_outbox SET body = :body WHERE id = :id"), values)
+
     async def value(self, query: str) -> int:
         return await self._count(query)
 
@@ -203,7 +226,10 @@ class KafkaPositions:
 
     async def acknowledged(self) -> int:
         await self._start()
-        offsets = await self._admin.list_consumer_group_offsets(self._group)
+        try:
+            offsets = await self._admin.list_consumer_group_offsets(self._group)
+        except GroupCoordinatorNotAvailableError:
+            return 0  # this Kafka has not had any group yet
         return _sum_of_known(offsets[each].offset for each in self._partitions if each in offsets)
 
     async def close(self) -> None:

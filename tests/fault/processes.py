@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import Any
 import anyio
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from tests.fault.nursery import Birth, nursery
+from tests.services.server import wait_until
+
 LOOK_S = 0.02
 
 
@@ -41,24 +41,21 @@ class Victim:
     ) -> None:
         self.name = name
         self._output, self._errors = folder / f"{name}.out", folder / f"{name}.err"
-        with self._output.open("wb") as output, self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.fault.victim", *arguments],
-                cwd=ROOT,
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                process_group=group,
+        for file in (self._output, self._errors):
+            file.touch()
+        self.pid = nursery().start(
+            Birth(
+                arguments=arguments,
+                environment=environment,
+                output=str(self._output),
+                errors=str(self._errors),
+                group=group,
             )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        )
 
     @property
     def is_alive(self) -> bool:
-        return self._process.poll() is None
+        return self._exit_code() is None
 
     def said(self, fact: str) -> list[Any]:
         """What it has said of `fact`, in order."""
@@ -76,9 +73,14 @@ class Victim:
         what = f"it noticed {moment} with {facts}"
         await self._until(lambda: len(self.moments(moment, **facts)) >= times, what, limit_s)
 
-    def logged(self, action: str) -> bool:
-        """Whether a line of its log has this action."""
-        return f" action={action}" in self._errors.read_text(errors="replace")
+    def logged(self, action: str) -> int:
+        """How many lines of its log have this action."""
+        return self._errors.read_text(errors="replace").count(f" action={action}\n")
+
+    def leases_lost(self) -> int:
+        """How often others took over what it had in hand, because it was late: each time that may come again."""
+        taken = [moment for moment in self.moments("LanesChanged") if moment["lost"]]
+        return len(taken) + self.logged("fence_rejected") + self.logged("log_lanes_lost")
 
     def footprint(self) -> Footprint:
         process = psutil.Process(self.pid)
@@ -86,10 +88,10 @@ class Victim:
 
     def pause(self) -> None:
         """SIGSTOP: it stands still, with its connections open and its leases running out."""
-        self._process.send_signal(signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+        os.kill(self.pid, signal.SIGCONT)
 
     async def says(self, fact: str, *, times: int = 1, limit_s: float = 30) -> None:
         await self._until(lambda: len(self.said(fact)) >= times, f"it said {fact!r} {times} times", limit_s)
@@ -100,8 +102,10 @@ class Victim:
 
     async def ends(self, limit_s: float = 60) -> int:
         """Wait for its end; returns its exit code."""
-        await until(lambda: self._process.poll() is not None, f"{self.name} ended", limit_s, self.log)
-        return self._process.returncode
+        await until(lambda: not self.is_alive, f"{self.name} ended", limit_s, self.log)
+        code = self._exit_code()
+        assert code is not None
+        return code
 
     async def ends_well(self, limit_s: float = 60) -> None:
         code = await self.ends(limit_s)
@@ -109,22 +113,33 @@ class Victim:
 
     def kill(self) -> None:
         """SIGKILL: nothing is flushed, closed or given back. It must have been alive."""
-        assert self._process.poll() is None, f"{self.name} had ended by itself\n{self.log()}"
-        self._process.kill()
-        assert self._process.wait(timeout=10) == -signal.SIGKILL
+        self._must_live()
+        os.kill(self.pid, signal.SIGKILL)
+        assert self._last_code() == -signal.SIGKILL
 
     def terminate(self) -> None:
-        assert self._process.poll() is None, f"{self.name} had ended by itself\n{self.log()}"
-        self._process.terminate()
+        self._must_live()
+        os.kill(self.pid, signal.SIGTERM)
 
     def clear_away(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait(timeout=10)
+        if self.is_alive:
+            os.kill(self.pid, signal.SIGKILL)
+        self._last_code()
 
     def log(self) -> str:
         """The end of its log, for a test that fails."""
         return f"--- {self.name}\n" + "\n".join(self._errors.read_text(errors="replace").splitlines()[-40:])
+
+    def _must_live(self) -> None:
+        assert self.is_alive, f"{self.name} had ended by itself\n{self.log()}"
+
+    def _exit_code(self) -> int | None:
+        return nursery().poll(self.pid)
+
+    def _last_code(self) -> int | None:
+        """Its exit code; a process that was killed is gone within moments."""
+        wait_until(lambda: not self.is_alive, limit_s=10, what=f"{self.name} is gone")
+        return self._exit_code()
 
     def _is_frozen(self) -> bool:
         return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
@@ -133,7 +148,7 @@ class Victim:
         def holds_or_ended() -> bool:
             if holds():
                 return True
-            assert self._process.poll() is None, f"{self.name} ended before {what}\n{self.log()}"
+            assert self.is_alive, f"{self.name} ended before {what}\n{self.log()}"
             return False
 
         await until(holds_or_ended, f"{self.name}: {what}", limit_s, self.log)

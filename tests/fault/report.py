@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.fault.processes import ROOT
+from tests.fault.nursery import ROOT
 from tests.fault.world import World
 
 FACTS = Path(os.environ.get("FAULT_FACTS") or ROOT / ".cache" / "fault" / "facts.jsonl")

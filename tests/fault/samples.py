@@ -43,8 +43,11 @@ class Sampler:
 
     async def run(self) -> None:
         while True:
-            self.samples.append(await self._look())
+            await self.look()
             await anyio.sleep(EVERY_S)
+
+    async def look(self) -> None:
+        self.samples.append(await self._sample())
 
     def recovery_s(self, since: float) -> float | None:
         """How long after that moment the oldest pending record was young for the first time; None if it never was."""
@@ -53,7 +56,7 @@ class Sampler:
                 return sample.at - since
         return None
 
-    async def _look(self) -> Sample:
+    async def _sample(self) -> Sample:
         delivered = Sink.delivery_count(self._sink)
         try:
             with anyio.fail_after(2):

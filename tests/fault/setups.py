@@ -6,9 +6,6 @@ database is the broker as well).
 
 import os
 
-SETUPS = ("postgres-kafka", "postgres-log", "mariadb-log", "sqlite-log")
-"""Where a scenario runs that names no others."""
-
 WIDE = os.environ.get("FAULT_WIDE") == "1"
 """What `make fault` sets: more setups, and faults that last as long as they do in earnest."""
 
@@ -19,3 +16,7 @@ LASTS_S = float(os.environ.get("FAULT_LASTS_S", "20" if WIDE else "4"))
 def wide(*setups: str) -> list[str]:
     """Setups for long runs only."""
     return list(setups) if WIDE else []
+
+
+SETUPS = ("postgres-kafka", "postgres-log", "mariadb-log", "sqlite-log", *wide("bouncer-kafka"))
+"""Where a scenario runs that names no others."""

@@ -1,7 +1,7 @@
 """Protections switched off, one at a time. A check that finds nothing wrong with these is no check."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -73,6 +73,13 @@ class ParksNothing(_Instead):
         return True
 
 
+class KeepsWhatWasRetried(RemembersNothing):
+    """A worker that does not take a parked message out when it handles it."""
+
+    async def unpark(self, *_: Any) -> bool:
+        return True
+
+
 class HasNoFences(_Instead):
     """An outbox that takes every relay at its word, and gives it every lane that it asks for."""
 
@@ -137,7 +144,7 @@ class AcknowledgesFirst(_Instead):
     """A worker that acknowledges what it has received, not what it has done."""
 
     @asynccontextmanager
-    async def subscribe(self, *arguments: Any, **more: Any) -> Any:
+    async def subscribe(self, *arguments: Any, **more: Any) -> AsyncGenerator[Any]:
         async with self.real.subscribe(*arguments, **more) as subscription:
             yield _AcknowledgesAtOnce(subscription)
 
@@ -186,7 +193,11 @@ _OUTBOXES: Mapping[str | None, Callable[[Any], Any]] = {
     "no-holds": HoldsNothingBack,
     "pages-by-id": PagesById,
 }
-_INBOXES: Mapping[str | None, Callable[[Any], Any]] = {"no-inbox": RemembersNothing, "parks-nothing": ParksNothing}
+_INBOXES: Mapping[str | None, Callable[[Any], Any]] = {
+    "no-inbox": RemembersNothing,
+    "parks-nothing": ParksNothing,
+    "keeps-retried": KeepsWhatWasRetried,
+}
 _BROKERS: Mapping[str | None, Callable[[Any], Any]] = {
     "acknowledge-first": AcknowledgesFirst,
     "no-order": ShufflesBatches,

@@ -19,7 +19,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -42,6 +42,7 @@ from cqrs_decor import (
     emit,
 )
 from cqrs_decor.clock import SystemClock
+from cqrs_decor.errors import RecordRejectedError
 from cqrs_decor.lanes import lane_of
 from cqrs_decor.observers import BatchPublished, MessageConsumed, MessageDispatched
 from cqrs_decor.pipeline import CallNext
@@ -62,9 +63,13 @@ VERSION = int(os.environ.get("FAULT_VERSION", "1"))
 registry = Registry("fault")
 
 
-class Write(Command[None]):
+class Write(Command[int]):
+    """Write an entry; returns its number. A silent one emits nothing."""
+
     entry: str
     aggregate: int
+    note: str
+    silent: bool = False
 
 
 class Written(IntegrationEvent, topic=TOPIC, key="aggregate", name="fault.written", version=VERSION):
@@ -104,7 +109,7 @@ class Conduct:
 
 
 @registry.command_handler
-async def write(command: Write, session: AsyncSession, publish: unsafe.PublishDirectly) -> None:
+async def write(command: Write, session: AsyncSession, publish: unsafe.PublishDirectly) -> int:
     values = {"aggregate": command.aggregate, "entry": command.entry}
     await session.execute(text("UPDATE aggregate SET number = number + 1 WHERE id = :aggregate"), values)
     number = await session.scalar(text("SELECT number FROM aggregate WHERE id = :aggregate"), values)
@@ -112,12 +117,13 @@ async def write(command: Write, session: AsyncSession, publish: unsafe.PublishDi
         text("INSERT INTO ledger (entry, aggregate, number) VALUES (:entry, :aggregate, :number)"),
         {**values, "number": number},
     )
-    event = Written(entry=command.entry, aggregate=command.aggregate, number=number or 0)
+    event = Written(entry=command.entry, aggregate=command.aggregate, number=number or 0, note=command.note)
     if publish.wanted:
         await publish(event, TOPIC, str(event.aggregate))
-    else:
+    elif not command.silent:
         emit(event)
     say(wrote=command.entry)
+    return event.number
 
 
 @registry.event_handler(name="apply", retry=Retry(max_attempts=3, first_delay=timedelta(milliseconds=20)))
@@ -159,6 +165,28 @@ class SayMoments:
         say(moment={"name": type(moment).__name__, **asdict(moment)})
 
 
+class RefusesSome:
+    """A broker that refuses some keys of the first so many batches, as one does whose partition has no leader."""
+
+    def __init__(self, broker: Any, batches: int) -> None:
+        self._broker = broker
+        self._left = batches
+        self._chance = random.Random(batches)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._broker, name)
+
+    async def publish(self, envelopes: Any) -> Any:
+        refused: set[str] = set()
+        if self._left:
+            self._left -= 1
+            refused = {key for key in {envelope.key for envelope in envelopes} if self._chance.random() < 0.5}
+        taken = [envelope for envelope in envelopes if envelope.key not in refused]
+        outcomes = iter(await self._broker.publish(taken) if taken else [])
+        no = RecordRejectedError("refusing", TOPIC, "not today")
+        return [no if envelope.key in refused else next(outcomes) for envelope in envelopes]
+
+
 class NotesBatches:
     """Notes at the sink which lanes are on their way to the broker, from when to when."""
 
@@ -185,8 +213,17 @@ async def send(options: argparse.Namespace) -> None:
     that were never committed, not the process.
     """
     chosen = random.Random(options.seed)
+    numbered = [f"{options.name}-{number}" for number in range(options.count)]
     entries = iter(
-        [(f"{options.name}-{number}", chosen.randrange(options.aggregates)) for number in range(options.count)]
+        [
+            Write(
+                entry=entry,
+                aggregate=chosen.randrange(*options.aggregates),
+                note="x" * options.big.get(entry, 1),
+                silent=options.in_two_transactions,
+            )
+            for entry in numbered
+        ]
     )
     async with _app(options, "none") as app, anyio.create_task_group() as tasks:
         for _ in range(options.tasks):
@@ -195,15 +232,18 @@ async def send(options: argparse.Namespace) -> None:
 
 
 async def _send_all(app: App, entries: Any, pause_s: float) -> None:
-    for entry, aggregate in entries:
+    for command in entries:
         try:
-            await app.send(Write(entry=entry, aggregate=aggregate))
-            say(committed=entry)
+            number = await app.send(command)
+            if command.silent:
+                event = Written(entry=command.entry, aggregate=command.aggregate, number=number)
+                await app.publish(event)
+            say(committed=command.entry)
             await anyio.sleep(pause_s)
         except Exception as error:  # what it may be is the store's business; all else must end the test
             if not app.store.is_unavailable(error) and not app.store.is_transient(error):
                 raise
-            say(failed=entry, error=type(error).__name__)
+            say(failed=command.entry, error=type(error).__name__)
             await asyncio.sleep(0.05)
 
 
@@ -220,11 +260,12 @@ async def run(options: argparse.Namespace) -> None:
 
 
 @asynccontextmanager
-async def _app(options: argparse.Namespace, loops: Any) -> AsyncIterator[App]:
+async def _app(options: argparse.Namespace, loops: Any) -> AsyncGenerator[App]:
     sink = Sink(options.sink)
     store = _store(options)
     broker = broker_at(options.broker, store)
-    published = unsafe.broker(options.unsafe, _freezing(options.freeze_while_publishing, NotesBatches(broker, sink)))
+    noted = NotesBatches(RefusesSome(broker, options.refuse) if options.refuse else broker, sink)
+    published = unsafe.broker(options.unsafe, _freezing(options.freeze_while_publishing, noted))
     app = bootstrap(
         database=unsafe.store(options.unsafe, store),
         broker=published,
@@ -346,12 +387,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--tasks", type=int, default=3)
-    parser.add_argument("--aggregates", type=int, default=1)
+    parser.add_argument("--aggregates", type=int, nargs=2, default=(0, 1), metavar=("FROM", "TO"))
+    parser.add_argument("--in-two-transactions", action="store_true", help="publish what was committed before")
     parser.add_argument("--pause", type=float, default=0.0, metavar="SECONDS", help="after each entry")
+    parser.add_argument("--big", type=json.loads, default={}, help='notes of so many bytes: {"send0-9": 2000000}')
+    parser.add_argument("--refuse", type=int, default=0, metavar="BATCHES", help="so many are refused in part")
     parser.add_argument("--freeze-while-publishing", metavar="BATCH:STEPS")
     parser.add_argument("--unsafe", choices=unsafe.WAYS)
     parser.add_argument("--set", type=json.loads, default={}, help="settings over those of a victim, as JSON")
-    parser.add_argument("--pooler", action="store_true", help="the database is behind PgBouncer")
+    parser.add_argument("--pooler", action=argparse.BooleanOptionalAction, help="the database is behind PgBouncer")
     parser.add_argument("--slow", type=float, default=0.0, metavar="SECONDS", help="what each run of the handler takes")
     parser.add_argument("--poison", type=json.loads, default={}, help='which entries end the handler: {"a-1": "raise"}')
     parser.add_argument("--clock", type=float, nargs=2, metavar=("OFF", "JUMP"), help="seconds")

@@ -1,11 +1,12 @@
 """A database, a broker, a sink and the processes of one test."""
 
 import asyncio
+import json
 import os
 import random
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,8 @@ from sqlalchemy import make_url
 
 from cqrs_decor.broker import Broker
 from cqrs_decor.crash_points import CrashPoint
+from cqrs_decor.envelope import Envelope
+from cqrs_decor.outbox import OutboxFilter
 from cqrs_decor.testing.faults import freeze_environment
 from cqrs_decor_sqlalchemy import SqlAlchemyStore
 from tests.fault.invariants import (
@@ -64,6 +67,8 @@ class Setup:
         topic: Also the name of the service, and so of the consumer group.
         database_server: What serves the database, for a test to kill; it is the harness's own. None for SQLite.
         kafka: The harness's own Kafka, and the proxy whose address it also tells.
+        pooler: What stands between victims and database.
+        disk: Where the database's files lie, when that is a small disk of their own.
         seed: Of this run.
     """
 
@@ -74,6 +79,8 @@ class Setup:
     victims_database: str | None = None
     database_server: Server | None = None
     kafka: tuple[KafkaServer, Proxy] | None = None
+    pooler: Server | None = None
+    disk: Path | None = None
     partitions: int = 1
     seed: int = 0
 
@@ -172,12 +179,34 @@ class World:
     ) -> Victim:
         """A process that writes so many entries, named `<its name>-0` and so on, and ends."""
         arguments = ["--count", str(count), "--seed", str(self.chance.randrange(10**6)), "--tasks", str(tasks)]
-        arguments += ["--aggregates", str(AGGREGATES), "--pause", str(pause_s), *options, *_option("--unsafe", unsafe)]
+        arguments += [
+            "--aggregates",
+            "0",
+            str(AGGREGATES),
+            "--pause",
+            str(pause_s),
+            *options,
+            *_option("--unsafe", unsafe),
+        ]
         return self._start("send", arguments, freeze_at, version, group)
 
     def kill(self, victim: Victim) -> None:
         self.deal(f"kill {victim.name}")
         victim.kill()
+
+    async def freeze(self, victim: Victim) -> None:
+        """SIGSTOP: its connections stay open, and its leases run out. Only the sink it must not hold up: that is no
+        part of what is tried.
+        """
+        self.deal(f"freeze {victim.name}")
+        await until(partial(self._is_frozen, victim), f"{victim.name} stood still", 10)
+
+    def _is_frozen(self, victim: Victim) -> bool:
+        victim.pause()
+        if Sink.is_free(self._sink):
+            return True
+        victim.resume()
+        return False
 
     async def stop(self, victim: Victim) -> None:
         """SIGTERM; it must end by itself, and well. What it had done out of order may come again, as after a kill."""
@@ -249,6 +278,25 @@ class World:
         self._broker = f"kafka://127.0.0.1:{proxy.port}"
         return proxy
 
+    async def limit_connections(self, limit: int) -> None:
+        """Victims become another role than the harness, which may have so many connections; -1 for any number."""
+        await self.ledger.run(f"ALTER ROLE {self.setup.topic} CONNECTION LIMIT {limit}")
+        ended = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{self.setup.topic}'"
+        await self.ledger.run(ended)
+
+    async def use_a_role_of_their_own(self) -> None:
+        """Limits do not hold for the superuser that the harness is."""
+        role = self.setup.topic
+        await self.ledger.run(f"CREATE ROLE {role} LOGIN")
+        await self.ledger.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+        await self.ledger.run(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}")
+        self._database = make_url(self._database).set(username=role).render_as_string(hide_password=False)
+
+    def reach_directly(self) -> None:
+        """Victims that are started from now on go through no proxy any more."""
+        self._database = self.setup.victims_database or self.setup.database
+        self._broker = self.setup.broker
+
     async def kill_database(self) -> None:
         self.deal("kill database", cuts_off=len(self._victims))
         await to_thread.run_sync(self._database_server().kill)
@@ -280,6 +328,14 @@ class World:
         """What is in the outbox, or at the broker and not acknowledged (R2: it must be something before a kill)."""
         return await self.ledger.pending() + await self.unacknowledged()
 
+    async def has_work_in_hand(self) -> None:
+        """Wait until something is in flight (R2)."""
+
+        async def some() -> bool:
+            return await self.in_flight() > 0
+
+        await until(some, "something was in flight", 20, self.logs)
+
     async def all_is_published(self) -> bool:
         return await self.ledger.pending() == 0
 
@@ -305,6 +361,10 @@ class World:
     async def handles(self, count: int, limit_s: float = 60) -> None:
         """Wait until so many effects are there."""
         await until(partial(self._has_handled, count), f"{count} entries were handled", limit_s, self.logs)
+
+    async def delivers(self, count: int, limit_s: float = 60) -> None:
+        """Wait until the sink has seen so many deliveries."""
+        await until(lambda: len(self.deliveries()) >= count, f"{count} were delivered", limit_s, self.logs)
 
     async def handles_more(self, count: int, limit_s: float = 60) -> None:
         """Wait until there are so many effects more than now."""
@@ -342,6 +402,29 @@ class World:
             finally:
                 await broker.close()
 
+    async def take_outbox(self) -> list[Envelope]:
+        """What a relay would publish, taken away from it."""
+        envelopes = await self.outbox()
+        await self.ledger.run("DELETE FROM cqrs_outbox")
+        return envelopes
+
+    async def outbox(self) -> list[Envelope]:
+        async with self.open_store() as store:
+            return [record.envelope for record in await store.outbox.find(OutboxFilter(limit=10_000))]
+
+    async def make_outbox_older(self, *, without: str = "note") -> None:
+        """Write what waits as a release before did, which did not know one part of the event."""
+        async with self.open_store() as store:
+            for record in await store.outbox.find(OutboxFilter(limit=10_000)):
+                event = json.loads(record.envelope.data)
+                del event[without]
+                await self.ledger.rewrite_body(record.id, json.dumps(event).encode())
+
+    def runs(self) -> list[str]:
+        """Entries, in the order in which their handlers ended for the last time."""
+        ended = {span.what: span.ended for span in Sink.spans(self._sink, "run") if span.ended is not None}
+        return sorted(ended, key=ended.__getitem__)
+
     @asynccontextmanager
     async def open_store(self) -> AsyncGenerator[SqlAlchemyStore]:
         """The store for the test itself, as an operator's tools use it."""
@@ -353,31 +436,42 @@ class World:
 
     # --- what must hold ---------------------------------------------------------------------------------------------
 
-    async def check(self, *, parked: int = 0) -> None:
+    async def check(
+        self, *, parked: int = 0, unhandled: int = 0, ordered: bool = True, at_most_repeats: int | None = None
+    ) -> None:
         """Every invariant. Call it when everything is quiet. What the processes logged stands below a failure.
 
         Args:
-            parked: So many entries were parked on purpose, and have no effect.
+            parked: So many records or messages were parked on purpose.
+            unhandled: So many entries have no effect because of that.
+            ordered: Whether there is an order to keep (I4).
+            at_most_repeats: Instead of what the faults so far may have caused (I5). What a process that was too slow
+                lost to another comes on top.
         """
+        if at_most_repeats is None:
+            at_most_repeats = self.cut_off * IN_FLIGHT
+        at_most_repeats += sum(victim.leases_lost() for victim in self._victims) * IN_FLIGHT
+        await self.sampler.look()
         try:
-            await self._check(parked)
+            await self._check(parked, unhandled, at_most_repeats)
+            if ordered:
+                order_is_kept(self.deliveries())
         except AssertionError as error:
             self.course.violations.append(str(error))
             error.add_note(self.logs())
             raise
 
-    async def _check(self, parked: int) -> None:
+    async def _check(self, parked: int, unhandled: int, at_most_repeats: int) -> None:
         committed, effects = await self.ledger.committed(), await self.ledger.effects()
         deliveries = self.deliveries()
         self.course.committed, self.course.delivered = len(committed), len(deliveries)
         assert committed, "nothing was committed: this run proves nothing"
         there_are_no_ghosts(committed, deliveries)
         nothing_is_stranded(await self.left(), parked=parked)
-        nothing_is_lost(committed, deliveries, effects, parked=parked)
+        nothing_is_lost(committed, deliveries, effects, unhandled=unhandled)
         effects_happen_once(effects)
-        order_is_kept(deliveries)
         nothing_runs_beside_itself(Sink.spans(self._sink, "run"), "I3 beside: a handler for the same entry")
-        repeats_are_few(deliveries, at_most=self.cut_off * IN_FLIGHT)
+        repeats_are_few(deliveries, at_most=at_most_repeats)
         self._check_recovery()
         for victim, before in self._watched:
             nothing_grows(victim.name, before, victim.footprint())
@@ -415,7 +509,7 @@ class World:
 
 
 @asynccontextmanager
-async def world_of(setup: Setup, folder: Path) -> AsyncIterator[World]:
+async def world_of(setup: Setup, folder: Path) -> AsyncGenerator[World]:
     """A world with all its tables, whose processes end with the block."""
     world = World(setup, folder)
     try:

@@ -14,6 +14,7 @@ running between runs; `running` and the fixtures then use those.
 
 from tests.services.kafka import KafkaServer
 from tests.services.mariadb import MariaDbServer
+from tests.services.pgbouncer import PgBouncerServer
 from tests.services.postgres import PostgresServer
 from tests.services.server import MissingServerError, Server, ServerFailedError, wait_until
 from tests.services.shared import SERVERS, running
@@ -23,6 +24,7 @@ __all__ = [
     "KafkaServer",
     "MariaDbServer",
     "MissingServerError",
+    "PgBouncerServer",
     "PostgresServer",
     "Server",
     "ServerFailedError",

@@ -1,5 +1,6 @@
 """PostgreSQL, with its safety on: fsync and synchronous_commit as a production server has them."""
 
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,12 +39,21 @@ class PostgresServer(Server):
         scheme = f"postgresql+{driver}" if driver else "postgresql"
         return f"{scheme}://postgres@127.0.0.1:{self.port}/{database}"
 
-    def create_database(self, name: str) -> None:
-        self.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    def create_database(self, name: str, *, on: Path | None = None) -> None:
+        """With its files in the directory `on`, where one is given; it must be empty, and becomes the server's."""
+        if on is None:
+            self.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            return
+        if user := self._user():
+            shutil.chown(on, user)
+        values = {"name": sql.Identifier(name), "on": sql.Literal(str(on))}
+        self.execute(sql.SQL("CREATE TABLESPACE {name} LOCATION {on}").format(**values))
+        self.execute(sql.SQL("CREATE DATABASE {name} TABLESPACE {name}").format(**values))
 
     def drop_database(self, name: str) -> None:
-        """Drop it and end whatever is still connected to it."""
+        """Drop it and end whatever is still connected to it; with the directory that was given for it."""
         self.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        self.execute(sql.SQL("DROP TABLESPACE IF EXISTS {}").format(sql.Identifier(name)))
 
     def execute(self, statement: sql.Composed | sql.SQL, *, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement in autocommit and return its rows, if it has any."""

@@ -1,0 +1,68 @@
+"""F12: two, four and eight relays on the same rows."""
+
+import pytest
+
+from tests.fault.invariants import InvariantBrokenError
+from tests.fault.setups import wide
+from tests.fault.world import World
+
+CALM = ("--set", '{"relay_batch": 5, "lease_s": 8}')
+"""A lease that ends while this machine is busy would cause repeats that prove nothing."""
+
+SETUPS = ["postgres-log", *wide("postgres-kafka", "mariadb-log", "sqlite-log")]
+
+
+@pytest.mark.parametrize("world", SETUPS, indirect=True)
+@pytest.mark.parametrize("relays", [2, 4, *wide("8")], ids=lambda count: f"{count} relays")
+async def test_relays_side_by_side_publish_no_record_at_the_same_time(world: World, relays: int | str) -> None:
+    """Who scales out must not have to give up order, nor pay for it with repeats: nothing comes twice here.
+
+    The one that did most is stopped well, and another takes over, until one is left.
+    """
+    sender = world.start_sending(400, pause_s=0.01)
+    running = [world.start("relay", *CALM) for _ in range(int(relays))]
+    world.start("work")
+    while len(running) > 1:
+        await world.handles_more(30)
+        assert await world.in_flight() > 0
+        busiest = max(running, key=lambda relay: len(relay.said("published")))
+        await world.stop(busiest)
+        running.remove(busiest)
+    await sender.ends_well()
+    await world.quiet()
+
+    await world.check(at_most_repeats=0)
+    world.no_lane_was_in_two_hands()
+
+
+@pytest.mark.awaits("relay: lanes are shared out over all relays that take part")
+@pytest.mark.parametrize("world", SETUPS, indirect=True)
+async def test_a_relay_that_comes_later_gets_its_share_of_the_lanes(world: World) -> None:
+    """Without that, the second process is a spare part and not a help."""
+    sender = world.start_sending(400, pause_s=0.01)
+    first = world.start("relay", *CALM)
+    world.start("work")
+    await first.notices("LanesChanged", held=32)
+    second = world.start("relay", *CALM)
+    await second.notices("LanesChanged", held=16)
+    await first.notices("LanesChanged", held=16)
+    await sender.ends_well()
+    await world.quiet()
+
+    await world.check(at_most_repeats=0)
+    world.no_lane_was_in_two_hands()
+
+
+@pytest.mark.negative_control
+@pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
+async def test_relays_without_leases_are_found_to_publish_the_same_lane_at_once(world: World) -> None:
+    """The check itself must see it."""
+    sender = world.start_sending(300)
+    await sender.ends_well()
+    world.start("relay", unsafe="no-fences")
+    world.start("relay", unsafe="no-fences")
+    world.start("work")
+    await world.quiet()
+
+    with pytest.raises(InvariantBrokenError, match="a lane was published at the same time"):
+        world.no_lane_was_in_two_hands()

@@ -1,0 +1,69 @@
+"""F21: the broker refuses some of a batch: a record that is too large, or half of it for a while."""
+
+import json
+
+import pytest
+
+from tests.fault.invariants import InvariantBrokenError
+from tests.fault.processes import until
+from tests.fault.setups import wide
+from tests.fault.world import World
+
+TOO_LARGE = json.dumps({"send0-59": 2_000_000})
+
+
+@pytest.mark.parametrize(
+    "world", ["postgres-kafka", "postgres-log", *wide("mariadb-kafka", "sqlite-log")], indirect=True
+)
+async def test_a_record_that_is_too_large_is_parked_and_costs_the_others_nothing(world: World) -> None:
+    """Kafka fails a whole batch for one such record, and the producer with it: only that one may stay behind."""
+    sender = world.start_sending(60, "--big", TOO_LARGE, tasks=1)
+    relay = world.start("all")
+    await sender.ends_well()
+
+    async def is_parked() -> bool:
+        return await world.ledger.parked_records() == 1
+
+    await until(is_parked, "it was parked", 30, world.logs)
+    await world.quiet()
+
+    await world.check(parked=1, unhandled=1)
+    assert sum(batch["parked"] for batch in relay.moments("BatchPublished")) == 1
+
+
+@pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log", "mariadb-log", "sqlite-log")], indirect=True)
+async def test_only_what_was_refused_is_tried_again_and_holds_back_its_key(world: World) -> None:
+    """Half of the keys of the first batches are refused; what is behind them in their keys must not overtake."""
+    sender = world.start_sending(200)
+    relay = world.start("all", "--refuse", "6")
+    await sender.ends_well()
+    await world.quiet()
+
+    await world.check(at_most_repeats=0)
+    assert sum(batch["rescheduled"] for batch in relay.moments("BatchPublished")) > 0, "nothing was refused"
+
+
+@pytest.mark.negative_control
+@pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
+async def test_a_refused_record_that_holds_back_nothing_is_found_to_be_overtaken(world: World) -> None:
+    """Later records of its key arrive while it waits for its next try."""
+    sender = world.start_sending(200)
+    await sender.ends_well()
+    world.start("all", "--refuse", "3", unsafe="no-holds")
+    await world.quiet()
+
+    with pytest.raises(InvariantBrokenError, match="I4 out of order"):
+        await world.check()
+
+
+@pytest.mark.negative_control
+@pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
+async def test_a_relay_that_drops_what_is_refused_is_found_out(world: World) -> None:
+    """ "Delivered or refused" is not "delivered"."""
+    sender = world.start_sending(60, "--big", TOO_LARGE, tasks=1)
+    world.start("all", unsafe="drops-refused")
+    await sender.ends_well()
+    await world.quiet()
+
+    with pytest.raises(InvariantBrokenError, match="I1 lost: committed, never delivered: send0-59"):
+        await world.check()

@@ -1,0 +1,53 @@
+"""F29: a burst of very many rows, then quiet, then another, with an old snapshot open all the while.
+
+Claim times are measured by the benchmark of a million rows; here nothing is timed.
+"""
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from tests.fault.processes import until
+from tests.fault.setups import WIDE, wide
+from tests.fault.world import World
+
+ROWS = 50_000 if WIDE else 8_000
+
+
+@pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log")], indirect=True)
+async def test_a_second_burst_does_not_grow_the_table(world: World) -> None:
+    """A backup holds a snapshot for hours. What is emptied meanwhile is not reused: one burst's worth."""
+    sender = world.start_sending(1)
+    await sender.ends_well()
+    await world.ledger.run(_TEMPLATE)
+    relay = world.start("relay", "--set", '{"relay_batch": 500}')
+    await until(world.all_is_published, "the first one was published", 30, world.logs)
+
+    snapshot = create_async_engine(world.setup.database, isolation_level="REPEATABLE READ")
+    async with snapshot.connect() as old:
+        await old.execute(text("SELECT count(*) FROM cqrs_outbox"))
+        await _burst(world)
+    await snapshot.dispose()
+    first = await world.ledger.value(_SIZE)
+    await world.ledger.vacuum("cqrs_outbox")
+    await _burst(world)
+
+    assert await world.ledger.value(_SIZE) <= first * 1.1
+    assert await world.positions.published() == 1 + 2 * ROWS
+    assert relay.is_alive
+
+
+async def _burst(world: World) -> None:
+    await world.ledger.run(_ROWS.format(rows=ROWS))
+    await until(world.all_is_published, "the burst was published", 120, world.logs)
+
+
+_SIZE = "SELECT pg_total_relation_size('cqrs_outbox')"
+
+_TEMPLATE = "CREATE TABLE template AS SELECT * FROM cqrs_outbox LIMIT 1"
+
+_ROWS = """
+INSERT INTO cqrs_outbox (lane, message_id, source, type, version, topic, content_type, headers, body, written_at)
+SELECT number % 32, gen_random_uuid()::text, source, type, version, topic, content_type, headers, body, written_at
+FROM template, generate_series(1, {rows}) AS number
+"""

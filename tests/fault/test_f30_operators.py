@@ -1,0 +1,69 @@
+"""F30: an operator retries and discards while processes die."""
+
+import json
+
+import pytest
+
+from cqrs_decor.inbox import InboxFilter
+from tests.fault.invariants import InvariantBrokenError
+from tests.fault.processes import until
+from tests.fault.setups import wide
+from tests.fault.world import World
+
+POISON = json.dumps({f"send0-{number}": "raise" for number in (52, 55, 58)})
+
+
+@pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log", "mariadb-log", "sqlite-log")], indirect=True)
+async def test_what_an_operator_does_during_kills_happens_once_and_is_recorded(world: World) -> None:
+    """Two people press the same button, and the process that carries it out dies: still one effect at most."""
+    sender = world.start_sending(60, tasks=1)
+    await sender.ends_well()
+    victim = world.start("all", "--poison", POISON)
+    await until(lambda: _parked(world, 3), "they were parked", 30, world.logs)
+    world.kill(victim)
+
+    async with world.open_store() as store:
+        discarded, *others = [each.id for each in await store.inbox.find(InboxFilter(held=False))]
+        assert await store.inbox.discard([discarded], who="one") == 1
+        assert await store.inbox.discard([discarded], who="another") == 0, "a discard must be idempotent"
+        asked = await store.inbox.retry(others, who="one")
+        assert asked == len(others)
+        assert await store.inbox.retry(others, who="another") == 0, "a retry must be idempotent"
+        dies = world.start("all", freeze_at=("worker.committed", 1))
+        await dies.freezes()
+        world.kill(dies)
+        world.start("all")
+        await until(lambda: _all_is_dealt_with(world), "all was dealt with", 60, world.logs)
+    await world.quiet()
+
+    await world.check(unhandled=1)
+    recorded = await world.ledger.value("SELECT count(*) FROM cqrs_operator_log WHERE who = 'one'")
+    assert recorded == 1 + asked
+    assert await world.ledger.value("SELECT count(*) FROM cqrs_operator_log WHERE who = 'another'") == 0
+
+
+@pytest.mark.negative_control
+@pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
+async def test_a_retry_that_does_not_take_the_message_out_is_found_to_run_it_again(world: World) -> None:
+    """Its row must go in the same transaction as its effect comes."""
+    sender = world.start_sending(60, tasks=1)
+    await sender.ends_well()
+    victim = world.start("all", "--poison", json.dumps({"send0-59": "raise"}))
+    await until(lambda: _parked(world, 1), "it was parked", 30, world.logs)
+    world.kill(victim)
+    async with world.open_store() as store:
+        await store.inbox.retry([each.id for each in await store.inbox.find(InboxFilter())], who="one")
+    world.start("all", unsafe="keeps-retried")
+    await world.handles(61)
+    await world.quiet()
+
+    with pytest.raises(InvariantBrokenError, match="I3 doubled"):
+        await world.check(parked=1)
+
+
+async def _parked(world: World, count: int) -> bool:
+    return await world.ledger.parked_messages() >= count
+
+
+async def _all_is_dealt_with(world: World) -> bool:
+    return await world.ledger.parked_messages() == 0

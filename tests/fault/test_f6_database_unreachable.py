@@ -1,0 +1,78 @@
+"""F6: the database cannot be reached for a while, in each of the ways in which a network fails, and comes back."""
+
+import anyio
+import pytest
+
+from tests.fault.invariants import InvariantBrokenError
+from tests.fault.setups import LASTS_S, wide
+from tests.fault.world import World
+
+
+@pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log", "mariadb-log")], indirect=True)
+async def test_a_database_that_is_away_for_a_while_is_asked_once_a_second_and_then_used_again(world: World) -> None:
+    """Tens of processes that all ask as fast as they can are the second outage, when the first one is over."""
+    proxy = world.proxy_to_database()
+    sender = world.start_sending(400)
+    running = world.start("all")
+    await world.handles(30)
+    world.watch(running)
+    assert await world.in_flight() > 0
+    world.deal("database unreachable", cuts_off=2)
+    proxy.refuse()
+    await running.notices("ConnectionChanged", up=False)
+    await anyio.sleep(LASTS_S)
+    proxy.heal()
+    world.fault_is_over()
+
+    await world.handles_more(30)
+    await sender.ends_well()
+    await world.quiet()
+
+    await world.check()
+    assert len(running.moments("ConnectionChanged", up=False)) <= 4, "an outage is said once by each part, not each try"
+    assert running.moments("ConnectionChanged", up=True)
+    assert running.logged("connection_lost")
+
+
+@pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
+@pytest.mark.parametrize("way", ["stall", "half_open", *wide("lose_replies", "cut")])
+async def test_a_database_that_falls_silent_is_given_up_and_found_again(world: World, way: str) -> None:
+    """A firewall that forgets a connection sends no error: only a limit of one's own ends the wait."""
+    proxy = world.proxy_to_database()
+    sender = world.start_sending(200, tasks=2)
+    running = world.start("all")
+    await world.handles(20)
+    assert await world.in_flight() > 0
+    world.deal(f"database: {way}", cuts_off=2)
+    getattr(proxy, way)()
+    await anyio.sleep(LASTS_S)
+    proxy.heal()
+    world.fault_is_over()
+
+    await world.handles_more(20)
+    await sender.ends_well()
+    await world.quiet()
+
+    await world.check()
+    assert running.is_alive
+
+
+@pytest.mark.negative_control
+@pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
+async def test_a_relay_that_takes_a_broken_connection_for_a_delivery_is_found_out(world: World) -> None:
+    """Here the log is behind the same connection: what was tried once, and taken for done, is gone."""
+    proxy = world.proxy_to_database()
+    sender = world.start_sending(200)
+    await sender.ends_well()
+    relay = world.start("relay", unsafe="gives-up", freeze_at=("relay.claimed", 3))
+    await relay.freezes()
+    world.deal("connections cut")
+    proxy.refuse()
+    relay.resume()
+    await anyio.sleep(1)
+    proxy.heal()
+    world.start("work")
+    await world.quiet(limit_s=20)
+
+    with pytest.raises(InvariantBrokenError, match="I1 lost"):
+        await world.check()
