@@ -15,7 +15,6 @@ from cqrs_decor.clock import Clock
 from cqrs_decor.counters import Counters
 from cqrs_decor.errors import BrokerUnavailableError, StoreUnavailableError
 
-_LEAST_SILENCE_S = 30.0
 _ANSWER_WITHIN_S = 2.0
 _ASK_AGAIN_AFTER_S = 1.0
 """Probes may come often, and from anybody: the database is asked no more often."""
@@ -23,10 +22,10 @@ _ASK_AGAIN_AFTER_S = 1.0
 
 @runtime_checkable
 class Progressing(Protocol):
-    """A loop that says when it last got anywhere, by `Clock.elapsed`: an empty look for work counts."""
+    """A loop that says when it last got anywhere, by `Clock.elapsed`: an empty look for work counts. None: not yet."""
 
     @property
-    def progress_at(self) -> float: ...
+    def progress_at(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +55,7 @@ class Health:
         self._clock = clock
         self._counters = counters
         self._began = clock.elapsed()
+        self._started = self._began
         self._state = "starting"
         self._last_away = self._began
         self._waiting: dict[str, Any] = {}
@@ -65,9 +65,11 @@ class Health:
     @property
     def silence_limit_s(self) -> float:
         """A loop that says nothing for longer, while everything is reachable, is stuck."""
-        return max(_LEAST_SILENCE_S, 2 * self._app.settings.lease_s)
+        settings = self._app.settings
+        return max(settings.health_silence_s, 2 * settings.lease_s)
 
     def note_started(self) -> None:
+        self._started = self._clock.elapsed()
         self._state = "running"
 
     def note_stopping(self) -> None:
@@ -114,7 +116,11 @@ class Health:
         if self._state != "running":
             return {}
         loops = {"relay": self._app.relay, "worker": self._app.worker}
-        return {name: loop.progress_at for name, loop in loops.items() if isinstance(loop, Progressing)}
+        return {
+            name: self._started if loop.progress_at is None else loop.progress_at
+            for name, loop in loops.items()
+            if isinstance(loop, Progressing)
+        }
 
     def _facts(self) -> dict[str, Any]:
         now = self._clock.elapsed()

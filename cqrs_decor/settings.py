@@ -54,6 +54,8 @@ class Settings(BaseModel):
         start: Where a new consumer group begins.
         health_port: Where `run` answers health checks over HTTP; unless set, it does not.
         health_host: The address that it listens at for them; `0.0.0.0` for every one of the machine.
+        health_silence_s: A loop that shows no progress for so long (two leases at least), though everything is reachable,
+            is stuck. Longer than the slowest handler takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,6 +85,7 @@ class Settings(BaseModel):
     start: Literal["earliest", "latest"] = "earliest"
     health_port: int | None = Field(default=None, ge=0, le=65_535)
     health_host: str = "127.0.0.1"
+    health_silence_s: float = Field(default=120.0, gt=0)
 
     def __init__(self, **values: Any) -> None:
         """

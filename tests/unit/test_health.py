@@ -19,7 +19,7 @@ class Loop:
     """A relay or a worker, as far as health looks at it."""
 
     def __init__(self, clock: FakeClock) -> None:
-        self.progress_at = clock.elapsed()
+        self.progress_at: float | None = clock.elapsed()
         self.lanes_held = 30
         self.published = 5
         self.handled = 6
@@ -95,6 +95,17 @@ async def test_a_loop_that_says_nothing_for_too_long_is_not_live(
     assert not verdict.good
     assert verdict.document["stuck"] == [silent]
     assert (await health.ready()).document["reasons"] == [f"the {silent} is stuck"]
+
+
+async def test_a_loop_that_never_gets_anywhere_is_not_live(app: StandIn, clock: FakeClock, health: Health) -> None:
+    """Hung at its first step: it has no last one."""
+    app.relay.progress_at = None
+    moved(clock, health.silence_limit_s - 1, app.worker)
+    assert (await health.live()).good
+
+    moved(clock, 2, app.worker)
+
+    assert (await health.live()).document["stuck"] == ["relay"]
 
 
 async def test_an_outage_is_not_un_live(app: StandIn, clock: FakeClock, counters: Counters, health: Health) -> None:
