@@ -54,8 +54,8 @@ class Settings(BaseModel):
         start: Where a new consumer group begins.
         health_port: Where `run` answers health checks over HTTP; unless set, it does not.
         health_host: The address that it listens at for them; `0.0.0.0` for every one of the machine.
-        health_silence_s: A loop that shows no progress for so long (two leases at least), though everything is reachable,
-            is stuck. Longer than the slowest handler takes.
+        health_silence_s: A loop that shows no progress for so long (two leases at least), though all is reachable, is
+            stuck. Longer than the slowest handler takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
