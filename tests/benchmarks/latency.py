@@ -29,7 +29,10 @@ async def measure(rounds: int) -> Sequence[Figure]:
         async with database(postgres) as engine:
             beside = await _latencies(engine, kafka, relay_beside=True)
             apart = await _latencies(engine, kafka, relay_beside=False)
-            idle = await _idle_transactions(engine, kafka, postgres)
+        # On a server of its own without autovacuum, whose transactions count as well.
+        with PostgresServer(options={"autovacuum": "off"}) as own:
+            async with database(own) as engine:
+                idle = await _idle_transactions(engine, kafka, own)
     figures: list[Figure] = []
     for where, times in (("in the sender's process", beside), ("woken by NOTIFY", apart)):
         cuts = statistics.quantiles(times, n=100)
@@ -88,7 +91,7 @@ async def _idle_transactions(engine: AsyncEngine, kafka: KafkaServer, postgres: 
         service="benchmark",
         run="relay",
     )
-    looking = await asyncpg.connect(postgres.url(driver="asyncpg", database="postgres").replace("+asyncpg", ""))
+    looking = await asyncpg.connect(postgres.url(driver=None))
     try:
         async with relaying:
             await asyncio.sleep(5 + REPORTED_AFTER_S)
