@@ -244,6 +244,25 @@ def test_the_doctor_finds_an_unreachable_database(shop: Shop) -> None:
     assert "hunter2" not in done.stdout + done.stderr
 
 
+def test_the_doctor_sees_whether_a_relay_is_at_work(shop: Shop) -> None:
+    """Everything is wired and reachable, and no event leaves."""
+    shop.place("tea")
+    assert ("relays", "CD716") in complaints(shop)
+
+    with running_cli(
+        "run", "relay", "--app", "shop:cqrs", "--json", "--status-every-s", "0.1", directory=shop.directory
+    ) as process:
+        while process.until("running")["lanes_held"] != 32:
+            pass
+
+        assert not any(subject == "relays" for subject, _ in complaints(shop))
+
+
+def complaints(shop: Shop) -> set[tuple[str, str]]:
+    findings = shop.asks("doctor")["findings"]
+    return {(finding["subject"], finding["code"]) for finding in findings if finding["severity"] != "ok"}
+
+
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
     """Both ends of a pseudo-terminal."""
