@@ -115,7 +115,7 @@ class Health:
     def _progress(self) -> dict[str, float]:
         if self._state != "running":
             return {}
-        loops = {"relay": self._app.relay, "worker": self._app.worker}
+        loops: dict[str, object] = {"relay": self._app.relay, "worker": self._app.worker}
         return {
             name: self._started if loop.progress_at is None else loop.progress_at
             for name, loop in loops.items()
