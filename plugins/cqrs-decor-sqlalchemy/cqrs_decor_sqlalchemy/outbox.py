@@ -4,15 +4,16 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Select, Table, Update
+from sqlalchemy import Executable, Update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cqrs_decor.errors import LaneLostError
 from cqrs_decor.lanes import LANES, HeldLane
 from cqrs_decor.outbox import Backlog, ClaimedRecord, FailedRecord, OutboxFilter, Settlement, StoredRecord
 from cqrs_decor_sqlalchemy.database import Database
-from cqrs_decor_sqlalchemy.outbox_queries import PARKED, OutboxQueries
-from cqrs_decor_sqlalchemy.records import claimed_record, envelope_of, stored_text
+from cqrs_decor_sqlalchemy.outbox_operators import OutboxOperators
+from cqrs_decor_sqlalchemy.outbox_queries import OutboxQueries
+from cqrs_decor_sqlalchemy.records import claimed_record, stored_text
 
 COUNTED = 100_000
 """How far the backlog is counted; beyond that it is estimated by the range of the ids, gaps included."""
@@ -26,6 +27,7 @@ class SqlAlchemyOutbox:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queries = OutboxQueries(database.tables, database.dialect)
+        self._operators = OutboxOperators(database)
         self._owners: dict[HeldLane, str] = {}
 
     async def acquire(self, owner: str, lease: timedelta, limit: int) -> Sequence[HeldLane]:
@@ -89,19 +91,7 @@ class SqlAlchemyOutbox:
         return await self._database.read(work)
 
     async def find(self, wanted: OutboxFilter) -> Sequence[StoredRecord]:
-        async def work(connection: AsyncConnection) -> list[StoredRecord]:
-            found: list[StoredRecord] = []
-            if wanted.state != PARKED:
-                query = _narrowed(self._queries.stored, self._database.tables.outbox, wanted)
-                if wanted.state is not None:
-                    query = query.where(self._queries.state == wanted.state)
-                found += [_stored(row, row.state, row.due_at) for row in await connection.execute(query)]
-            if wanted.state in (None, PARKED):
-                query = _narrowed(self._queries.stored_parked, self._database.tables.parked, wanted)
-                found += [_stored(row, PARKED, None) for row in await connection.execute(query)]
-            return sorted(found, key=lambda record: record.id)[: wanted.limit]
-
-        return await self._database.read(work)
+        return await self._operators.find(wanted)
 
     async def retry(self, ids: Collection[int], *, who: str) -> int:
         async def work(connection: AsyncConnection) -> int:
@@ -194,29 +184,6 @@ class SqlAlchemyOutbox:
     async def _note(self, connection: AsyncConnection, action: str, ids: Sequence[int], who: str) -> None:
         rows = [{"who": who, "action": action, "kind": "outbox", "record_id": record_id} for record_id in ids]
         await connection.execute(self._queries.note_action, rows)
-
-
-def _narrowed(query: Select[Any], table: Table, wanted: OutboxFilter) -> Select[Any]:
-    if wanted.ids:
-        query = query.where(table.c.id.in_(list(wanted.ids)))
-    if wanted.topic is not None:
-        query = query.where(table.c.topic == wanted.topic)
-    if wanted.key is not None:
-        query = query.where(table.c.key == wanted.key)
-    return query.limit(wanted.limit)
-
-
-def _stored(row: Any, state: str, due_at: Any) -> StoredRecord:
-    return StoredRecord(
-        id=row.id,
-        lane=row.lane,
-        envelope=envelope_of(row),
-        state=state,
-        attempts=row.attempts,
-        error=row.error,
-        written_at=row.written_at,
-        due_at=due_at,
-    )
 
 
 def _rescheduled(failure: FailedRecord) -> dict[str, object]:

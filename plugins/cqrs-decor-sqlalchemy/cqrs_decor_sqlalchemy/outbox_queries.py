@@ -8,7 +8,6 @@ from sqlalchemy import (
     Text,
     any_,
     bindparam,
-    case,
     delete,
     exists,
     func,
@@ -25,8 +24,6 @@ from sqlalchemy.types import TypeEngine
 
 from cqrs_decor_sqlalchemy.columns import DatabaseLater, DatabaseNow
 from cqrs_decor_sqlalchemy.tables import RECORD_COLUMNS, Tables
-
-PENDING, RESCHEDULED, HELD, PARKED = "pending", "rescheduled", "held", "parked"
 
 
 class OutboxQueries:
@@ -140,16 +137,6 @@ class OutboxQueries:
 
         # --- operators
 
-        # Index (lane, topic, key, record_id) of the holds.
-        behind = exists().where(
-            holds.lane == outbox.lane,
-            holds.topic == outbox.topic,
-            holds.key == outbox.key,
-            holds.record_id < outbox.id,
-        )
-        self.state = case((outbox.attempts > 0, RESCHEDULED), (behind, HELD), else_=PENDING)
-        self.stored = select(tables.outbox, self.state.label("state")).order_by(outbox.id)
-        self.stored_parked = select(tables.parked).order_by(parked.id)
         # Primary keys.
         self.parked_lanes = select(parked.id, parked.lane).where(self._among(parked.id, "ids"))
         self.failed_lanes = select(outbox.id, outbox.lane).where(self._among(outbox.id, "ids"), outbox.attempts > 0)
