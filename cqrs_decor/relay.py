@@ -147,9 +147,10 @@ class Relay:
         """Extend what is held; take what is free; the deadline counts from before the call: a late reply cuts it."""
         began = self._clock.elapsed()
         before = set(self._lanes)
-        held = await self._outbox.renew(self.owner, list(self._lanes.values()), self._lease) if before else ()
+        held = (await self._outbox.renew(self.owner, list(self._lanes.values()), self._lease)).held
         missing = self._outbox.lane_count - len(held)
-        gained = await self._outbox.acquire(self.owner, self._lease, missing) if missing else ()
+        taken = await self._outbox.acquire(self.owner, self._lease, missing, in_hand=5 * self._batch) if missing else ()
+        gained = [each.lane for each in taken]
         self._lanes = {lane.number: lane for lane in (*held, *gained)}
         self._safe_until = began + self._lease.total_seconds() * (1 - _SAFETY)
         if before <= set(self._lanes):
