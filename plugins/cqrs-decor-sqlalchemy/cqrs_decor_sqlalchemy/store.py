@@ -34,6 +34,7 @@ from cqrs_decor_sqlalchemy.settings import StoreSettings
 from cqrs_decor_sqlalchemy.tables import Tables
 from cqrs_decor_sqlalchemy.transaction import SqlAlchemyTransaction
 from cqrs_decor_sqlalchemy.urls import is_memory, read_url
+from cqrs_decor_sqlalchemy.wake_ups import wake_ups_of
 
 Sessions = async_sessionmaker[Any]
 
@@ -68,6 +69,7 @@ class SqlAlchemyStore:
         self.database = Database(engine, tables or Tables(), self.settings)
         self.name = self.database.name
         self.outbox = SqlAlchemyOutbox(self.database)
+        self.outbox.wake_ups = wake_ups_of(self.database)
         self.inbox = SqlAlchemyInbox(self.database)
         self.schema = SqlAlchemySchema(self.database)
         if engine.dialect.name == "sqlite":
