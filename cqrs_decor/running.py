@@ -31,6 +31,7 @@ from cqrs_decor.stages.timeout import TimeoutStage
 from cqrs_decor.stages.transaction import TransactionStage
 from cqrs_decor.supervision import Supervised
 from cqrs_decor.unit_of_work import Transaction
+from cqrs_decor.wakeups import WakeUpSender
 from cqrs_decor.worker import Worker, WorkerLimits
 
 _LAST_MOMENT_S = 2.0
@@ -59,6 +60,7 @@ class Running:
         self._broker_open = False
         self._codec: Codec = JsonCodec()
         self._loops: dict[str, Supervised] = {}
+        self._waker: WakeUpSender | None = None
         self.writer = OutboxWriter(
             parts.examined.routes, self._codec, configuration.clock, self._service, self._wake_relay
         )
@@ -74,6 +76,10 @@ class Running:
     async def connect(self) -> None:
         await self.parts.store.open()
         self._stack.push_async_callback(self.parts.store.close)
+        wake_ups = self.parts.store.outbox.wake_ups
+        if wake_ups is not None:
+            self._waker = WakeUpSender(wake_ups, self._configuration.clock, self.parts.observers)
+            self._stack.push_async_callback(self._waker.close)
         await self._compile(self._values)
 
     async def call_startup_hooks(self) -> None:
@@ -116,6 +122,8 @@ class Running:
                 poll_interval_s=self._settings.poll_interval_s,
                 clock=self._configuration.clock,
                 observers=self.parts.observers,
+                publish_timeout=self._settings.publish_timeout,
+                keep_history=self._settings.history_days > 0,
             )
             self._loops["relay"] = await Supervised.start("relay", self.relay.run, self._configuration.clock)
 
@@ -272,8 +280,12 @@ class Running:
         )
 
     def _wake_relay(self) -> None:
+        """The relay of this process at once; those of others as well, unless this one holds every lane."""
+        outbox = self.parts.store.outbox
         if self.relay is not None:
             self.relay.wake()
+        if self._waker is not None and (self.relay is None or self.relay.lanes_held < outbox.lane_count):
+            self._waker.wake()
 
     # --- drain and stop ------------------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ async def _fill(store: MemoryStore) -> None:
     outbox.append(
         [sample.envelope(1, key="1"), sample.envelope(2, key="2"), sample.envelope(3, topic="other", key="3")]
     )
-    lanes = await outbox.acquire("a relay", timedelta(seconds=60), 100)
+    lanes = [each.lane for each in await outbox.acquire("a relay", timedelta(seconds=60), 100, in_hand=10)]
     one, two, three = await outbox.claim(lanes, 10)
     failed = [
         FailedRecord(record=one, error="RecordTooLargeError: it has 9 bytes", delay=None),
