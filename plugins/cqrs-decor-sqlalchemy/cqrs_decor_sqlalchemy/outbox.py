@@ -33,7 +33,11 @@ COUNTED = 100_000
 
 
 class SqlAlchemyOutbox:
-    """Outbox records in the tables `outbox`, `outbox_lane`, `outbox_hold`, `outbox_parked` and `outbox_history`."""
+    """Outbox records in the tables `outbox`, `outbox_lane`, `outbox_hold`, `outbox_parked` and `outbox_history`.
+
+    Attributes:
+        upkeep: Runs by itself while there are records.
+    """
 
     lane_count = LANES
     wake_ups: WakeUps | None = None
@@ -46,7 +50,7 @@ class SqlAlchemyOutbox:
         bound = LowerBound(database.tables, dialect)
         self._lanes = OutboxLanes(database, bound)
         self._parking = OutboxParking(database, self._lanes)
-        self._upkeep = OutboxUpkeep(database, self._lanes, bound, self._parking)
+        self.upkeep = OutboxUpkeep(database, self._lanes, bound, self._parking)
         self._operators = OutboxOperators(database)
 
     # --- lanes
@@ -57,9 +61,9 @@ class SqlAlchemyOutbox:
     async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Renewal:
         renewal = await self._lanes.renew(owner, lanes, lease)
         if renewal.waiting:
-            self._upkeep.note()
+            self.upkeep.note()
         if len(renewal.held) == len(lanes):
-            await self._upkeep.run_if_due(lanes)
+            await self.upkeep.run_if_due(lanes)
         return renewal
 
     async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
@@ -109,8 +113,8 @@ class SqlAlchemyOutbox:
             if settlement.stepped:
                 await self._lanes.take_marks_off(connection, _lanes_of(settlement))
 
-        self._upkeep.note(len(settlement.delivered))
-        await self._upkeep.run_if_due(settlement.lanes)  # before it, so that a failure of it leaves nothing half done
+        self.upkeep.note(len(settlement.delivered))
+        await self.upkeep.run_if_due(settlement.lanes)  # before it, so that a failure of it leaves nothing half done
         await self._database.write(work)
 
     async def backlog(self) -> Backlog:
