@@ -141,7 +141,7 @@ class LaneHolding:
         if not free:
             return
         await self._outbox.release(self._owner, free)
-        self._forget(lane.number for lane in free)
+        self._forget([lane.number for lane in free])
         self._tell_of_lanes(given=len(free))
 
     async def leave(self) -> None:

@@ -1,5 +1,6 @@
 """Settings: from code or the environment, all faults at once, never a secret in sight."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,29 @@ async def greet(command: Greet) -> str:
 
     async with bootstrap(discover=False, registry=handlers_under_test.sales) as app:
         assert await app.send(handlers_under_test.Greet()) == "hello"
+
+
+def test_a_broker_has_no_longer_for_a_batch_than_a_relay_may_publish() -> None:
+    """What still flew when the lease ended could land after the first records of the next relay."""
+    with pytest.raises(SettingError) as refused:
+        Settings(lease_s=10, publish_timeout_s=7.1)
+
+    assert "publish_timeout_s: must not be more than 7 s, 70 % of the lease" in str(refused.value)
+    assert Settings(lease_s=10, publish_timeout_s=7).publish_timeout == timedelta(seconds=7)
+
+
+def test_a_lease_from_the_environment_is_held_against_a_time_out_that_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is fine by itself; together they are not."""
+    monkeypatch.setenv("CQRS_DECOR_LEASE_S", "5")
+
+    with pytest.raises(SettingError, match="publish_timeout_s"):
+        settings_of_an_app(Settings(publish_timeout_s=6))
+
+
+def test_a_shorter_lease_alone_makes_the_time_out_shorter_as_well() -> None:
+    """Who sets one setting need not know of the other."""
+    assert Settings().publish_timeout == timedelta(seconds=9)
+    assert Settings(lease_s=60).publish_timeout == timedelta(seconds=9)
+    assert Settings(lease_s=5).publish_timeout == timedelta(seconds=3)
