@@ -26,7 +26,7 @@ from cqrs_decor_sqlalchemy.outbox_operators import OutboxOperators
 from cqrs_decor_sqlalchemy.outbox_parking import OutboxParking
 from cqrs_decor_sqlalchemy.outbox_queries import OutboxQueries
 from cqrs_decor_sqlalchemy.outbox_upkeep import OutboxUpkeep
-from cqrs_decor_sqlalchemy.records import claimed_record, stored_text
+from cqrs_decor_sqlalchemy.records import claimed_records, stored_text
 
 COUNTED = 100_000
 """How far the backlog is counted; beyond that it is estimated by the range of the ids, gaps included."""
@@ -87,7 +87,7 @@ class SqlAlchemyOutbox:
 
         if not lanes:
             return []
-        return [claimed_record(row) for row in await self._database.read(work)]
+        return claimed_records(await self._database.read(work))
 
     async def step(self, lanes: Sequence[HeldLane], *, until: int) -> Sequence[ClaimedRecord]:
         async def work(connection: AsyncConnection) -> Sequence[ClaimedRecord]:
@@ -96,7 +96,7 @@ class SqlAlchemyOutbox:
             values = {"lanes": [lane.number for lane in lanes], "until": until, "now": now}
             firsts = (await connection.execute(self._queries.step, values)).all()
             crashes = await self._lanes.mark(connection, rows, {row.lane: row.id for row in firsts})
-            return [claimed_record(row, crashes[row.lane]) for row in firsts]
+            return claimed_records(firsts, [crashes[row.lane] for row in firsts])
 
         return await self._database.write(work) if lanes else []
 
@@ -141,6 +141,9 @@ class SqlAlchemyOutbox:
 
     async def discard(self, ids: Collection[int], *, who: str) -> int:
         return await self._parking.discard(ids, who)
+
+    async def replay(self, ids: Collection[int], *, who: str) -> int:
+        return await self._operators.replay(ids, who=who)
 
     def _claim(self, lanes: Sequence[int], in_flight: Collection[int]) -> tuple[Executable, dict[str, Any]]:
         """The statement of this database, and what it needs besides limit and time."""

@@ -1,6 +1,6 @@
 """Wake-ups by LISTEN and NOTIFY, where the database is PostgreSQL."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NoReturn, Protocol
 
@@ -71,8 +71,7 @@ class _LineEar:
     async def hear(self) -> Heard:
         while not self._heard:
             payloads = await self._next()
-            sounds = [self._sounds[payload] for payload in payloads if payload in self._sounds]
-            self._heard.extend(dict.fromkeys(sounds))
+            self._heard = _each_once(self._sounds[payload] for payload in payloads if payload in self._sounds)
         return self._heard.pop(0)
 
     async def _next(self) -> Sequence[str]:
@@ -88,6 +87,12 @@ class _LineEar:
 
     def _lose(self, error: Exception) -> NoReturn:
         raise StoreUnavailableError(self._store, f"listening has ended: {reason_of(error)}") from error
+
+
+def _each_once(sounds: Iterable[Heard]) -> list[Heard]:
+    """In the order in which each came first."""
+    first: dict[Heard, None] = dict.fromkeys(sounds)
+    return list(first)
 
 
 class _Line(Protocol):
