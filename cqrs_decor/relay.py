@@ -192,6 +192,8 @@ class Relay:
 
     async def _pause(self, signal: Signal, seconds: float) -> bool:
         """Wait for the signal, at most so long by the relay's clock; whether it came."""
+        if seconds == inf:
+            return await signal.wait(inf)
         ends_at = self._clock.elapsed() + seconds
         async with time_limit(self._clock, lambda: ends_at - self._clock.elapsed()):
             return await signal.wait(inf)

@@ -235,6 +235,7 @@ async def test_a_late_write_is_refused_by_the_fence_and_noticed() -> None:
 
     async with bench.running():
         await eventually(lambda: bench.broker.calls == 1)
+        await act()
         # The lease ends without the relay's clock moving: as when its process was frozen.
         mine = list(bench.relay._holding.held.values())
         await bench.store.outbox.release(bench.relay.owner, mine)
