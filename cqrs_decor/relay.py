@@ -20,7 +20,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from cqrs_decor._ids import new_id
 from cqrs_decor._loop import Outage, Signal
-from cqrs_decor._time_limit import time_limit
+from cqrs_decor._time_limit import TimeGuard, time_limit
 from cqrs_decor.broker import Broker, worth_retrying
 from cqrs_decor.clock import Clock
 from cqrs_decor.crash_points import reach
@@ -112,6 +112,7 @@ class Relay:
         self._clock = clock
         self._observers = observers
         self._publish_timeout_s = publish_timeout.total_seconds()
+        self._guard = TimeGuard(clock)
         self._keep_history = keep_history
         self._retry = retry
         self._holding = LaneHolding(
@@ -180,6 +181,7 @@ class Relay:
                 tasks.start_soon(self._hold_lanes)
                 if self._listening is not None:
                     tasks.start_soon(self._listening.run)
+                tasks.start_soon(self._guard.run)
                 tasks.start_soon(self._publish_all, claimed, to_settle)
                 tasks.start_soon(self._claim_all, to_publish)
                 await self._settle_all(published)
@@ -404,8 +406,9 @@ class Relay:
         Raises:
             BrokerUnavailableError: Also when the broker took too long.
         """
+        batch.safe_until = self._holding.safe_until
         late_at = self._clock.elapsed() + self._publish_timeout_s
-        async with time_limit(self._clock, lambda: min(late_at, self._safe_until(batch)) - self._clock.elapsed()):
+        with self._guard.limit(lambda: min(late_at, self._safe_until(batch)) - self._clock.elapsed()):
             outcomes = await self._broker.publish([record.envelope for record in records])
             self._broker_outage.over()
             return outcomes
