@@ -249,3 +249,21 @@ async def test_an_idle_renewal_is_one_statement(store):
     event.remove(store.database.engine.sync_engine, "before_cursor_execute", note)
 
     assert len([statement for statement in statements if "SET LOCAL" not in statement]) == 3
+
+
+async def test_a_second_burst_finds_room_where_the_first_one_was(store):
+    """After a burst the table keeps its size; it must not add another with each burst."""
+    lanes = await hold(store)
+    sizes: list[int] = []
+    async with store.database.engine.connect() as connection:
+        vacuuming = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        for _ in range(2):
+            for _ in range(20):
+                await write(store, *(sample("orders", f"{n}") for n in range(1_000)))
+            while records := await store.outbox.claim(lanes, 1_000):
+                await store.outbox.settle(Settlement(lanes=lanes, delivered=records))
+            await vacuuming.execute(text("VACUUM (TRUNCATE false) cqrs_outbox"))
+            sizes.append(await vacuuming.scalar(text("SELECT pg_table_size('cqrs_outbox')")) or 0)
+
+    first, second = sizes
+    assert second <= first * 1.1
