@@ -69,7 +69,7 @@ class LaneHolding:
         self._in_hand = in_hand
         self._clock = clock
         self._observers = observers
-        self._relays = 0
+        self._relays: int = 0
         self._settled_at = -inf
         self._renewals = 0
 

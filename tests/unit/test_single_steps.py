@@ -200,3 +200,27 @@ async def test_a_stop_in_the_middle_of_a_step_is_no_crash() -> None:
     async with running(heir):
         await eventually(lambda: broker.reached == [POISON])
     assert heir.relay.parked == []
+
+
+async def test_lanes_under_suspicion_are_not_given_to_a_newcomer() -> None:
+    """It would not know of the suspicion, and claim the poison in a batch."""
+    bench, broker = Bench(), DeadlyBroker()
+    await bench.commit(*(f"{key}{number}" for number in (1, 2) for key in KEYS))
+    heir = await die_of_the_poison(bench, broker, relays=1)
+    newcomer = Node(bench, broker=broker)
+    broker.deadly = False
+    broker.gate.clear()
+
+    async with running(heir) as tasks:
+        await pass_time(bench.clock, 1)
+        suspected = set(heir.relay._holding.suspicions)
+        tasks.start_soon(newcomer.run)
+        await pass_time(bench.clock, 7)
+        kept = suspected <= heir.relay._holding.held.keys()
+        broker.gate.set()
+        await pass_time(bench.clock, 10)
+
+        assert max(suspected) >= 16  # one that would else be the first to go
+        assert kept
+        assert (heir.held, newcomer.held) == (16, 16)
+        assert await bench.states() == {}
