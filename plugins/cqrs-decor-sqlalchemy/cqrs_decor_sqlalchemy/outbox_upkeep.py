@@ -14,7 +14,7 @@ from cqrs_decor_sqlalchemy.outbox_parking import OutboxParking
 _EVERY_S = 5.0
 _SOONER_S = 0.5
 _MANY = 5_000
-"""After so many settled records the next time comes sooner: under an old snapshot each claim passes over all of them."""
+"""After so many settled records the next time comes sooner: under an old snapshot each claim passes over them all."""
 
 
 class OutboxUpkeep:
