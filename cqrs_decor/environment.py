@@ -8,7 +8,13 @@ from cqrs_decor.settings import PREFIX, Settings
 class _Environment(Settings, BaseSettings):
     """The same settings, completed from the environment; no file is read."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", enable_decoding=False)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="ignore",
+        enable_decoding=False,
+        validate_default=False,  # as for other models: a default that depends on another setting is not held to it
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -539,6 +539,19 @@ class UnsafeDatabaseSetupError(StoreError):
         super().__init__(f"Database {store} is set up in a way that cannot keep the promises: {reason}.", fix=fix)
 
 
+class RecordKillsRelaysError(StoreError):
+    """Relays vanish, one after another, while they publish this record: it is parked instead of tried once more."""
+
+    code = "CD410"
+
+    def __init__(self, record_id: int, type: str, crashes: int) -> None:
+        self.record_id, self.type, self.crashes = record_id, type, crashes
+        super().__init__(
+            f"{crashes} relays in a row vanished with record {record_id} ({type}) in hand, alone at the last.",
+            fix="find out in their logs, or the kernel's, what ended them; then `cqrs-decor outbox retry` or `discard`",
+        )
+
+
 class UnknownRecordError(StoreError):
     code = "CD407"
 

@@ -19,6 +19,7 @@ from cqrs_decor.errors import (
 )
 from cqrs_decor.events import Emitter, LocalEvents, LocalHandlers
 from cqrs_decor.handlers import HandlerSpec, read_signature, source_place
+from cqrs_decor.housekeeping import CleansUp, Housekeeping, retention_of
 from cqrs_decor.inbox import InboxStage
 from cqrs_decor.outbox import Drained, OutboxWriter
 from cqrs_decor.pipeline import Handling, Plan, Stage, UserMiddlewares, compose
@@ -31,10 +32,14 @@ from cqrs_decor.stages.timeout import TimeoutStage
 from cqrs_decor.stages.transaction import TransactionStage
 from cqrs_decor.supervision import Supervised
 from cqrs_decor.unit_of_work import Transaction
+from cqrs_decor.wakeups import WakeUpSender
 from cqrs_decor.worker import Worker, WorkerLimits
 
 _LAST_MOMENT_S = 2.0
 """So long an app in memory is given to finish what would be lost with it."""
+
+_LOOPS = ("housekeeping", "worker", "relay")
+"""In the order in which they are stopped: what the worker still emits, the relay may still publish."""
 
 _QUIET_AFTER = 2
 """`drain` believes that all is quiet when it has looked so often and found nothing."""
@@ -50,6 +55,7 @@ class Running:
         self.plans: list[Plan] = []
         self.relay: Relay | None = None
         self.worker: Worker | None = None
+        self._housekeeping: Housekeeping | None = None
         self._configuration = configuration
         self._settings = configuration.settings
         self._service = configuration.service or "app"
@@ -59,6 +65,7 @@ class Running:
         self._broker_open = False
         self._codec: Codec = JsonCodec()
         self._loops: dict[str, Supervised] = {}
+        self._waker: WakeUpSender | None = None
         self.writer = OutboxWriter(
             parts.examined.routes, self._codec, configuration.clock, self._service, self._wake_relay
         )
@@ -74,6 +81,10 @@ class Running:
     async def connect(self) -> None:
         await self.parts.store.open()
         self._stack.push_async_callback(self.parts.store.close)
+        wake_ups = self.parts.store.outbox.wake_ups
+        if wake_ups is not None:
+            self._waker = WakeUpSender(wake_ups, self._configuration.clock, self.parts.observers)
+            self._stack.push_async_callback(self._waker.close)
         await self._compile(self._values)
 
     async def call_startup_hooks(self) -> None:
@@ -90,6 +101,8 @@ class Running:
             await self._start_relay()
         if wanted in ("worker", "all"):
             await self._start_worker()
+        if wanted != "none":
+            await self._start_housekeeping()
 
     def _default_run(self) -> Run:
         in_memory = self._configuration.database is None and self._configuration.broker is None
@@ -99,6 +112,7 @@ class Running:
         if self._broker_open:
             return
         self._stack.push_async_callback(self.parts.broker.close)
+        self.parts.broker.observers = self.parts.observers
         await self.parts.broker.open()
         topics = self.parts.examined.routes.topics(self.parts.examined.consumers)
         missing = await self.parts.broker.missing_topics(topics)
@@ -116,6 +130,8 @@ class Running:
                 poll_interval_s=self._settings.poll_interval_s,
                 clock=self._configuration.clock,
                 observers=self.parts.observers,
+                publish_timeout=self._settings.publish_timeout,
+                keep_history=self._settings.history_days > 0,
             )
             self._loops["relay"] = await Supervised.start(
                 "relay", self.relay.run, self._configuration.clock, self.parts.observers
@@ -149,6 +165,13 @@ class Running:
             self._loops["worker"] = await Supervised.start(
                 "worker", self.worker.run, self._configuration.clock, self.parts.observers
             )
+
+    async def _start_housekeeping(self) -> None:
+        if self._housekeeping is None:
+            store, broker, clock = self.parts.store, self.parts.broker, self._configuration.clock
+            parts: list[CleansUp] = [store, broker] if isinstance(broker, CleansUp) else [store]
+            self._housekeeping = Housekeeping(parts, retention_of(self._settings), clock, self.parts.observers)
+            self._loops["housekeeping"] = await Supervised.start("housekeeping", self._housekeeping.run, clock)
 
     async def _call_hooks(self, hooks: Iterable[Hook]) -> None:
         for hook in hooks:
@@ -276,8 +299,12 @@ class Running:
         )
 
     def _wake_relay(self) -> None:
+        """The relay of this process at once; those of others as well, unless this one holds every lane."""
+        outbox = self.parts.store.outbox
         if self.relay is not None:
             self.relay.wake()
+        if self._waker is not None and (self.relay is None or self.relay.lanes_held < outbox.lane_count):
+            self._waker.wake()
 
     # --- drain and stop ------------------------------------------------------------------------------------------
 
@@ -311,7 +338,7 @@ class Running:
 
     @asynccontextmanager
     async def _loops_for_a_while(self) -> AsyncGenerator[None, None]:
-        extra = [name for name in ("worker", "relay") if name not in self._loops]
+        extra = [name for name in _LOOPS if name not in self._loops]
         try:
             if extra:
                 await self.start_loops("all")
@@ -328,26 +355,27 @@ class Running:
             await self._until_quiet(self.relay, self.worker)
 
     async def stop_loops(self) -> None:
-        """The worker first: what it still emits, the relay may still publish. The limit is for both together, but the
-        relay gets a moment to settle what flies.
-        """
+        """The limit is for all together, but the relay gets a moment to settle what flies."""
         clock = self._configuration.clock
         ends_at = clock.elapsed() + self._settings.drain_limit_s
-        for name in ("worker", "relay"):
+        for name in _LOOPS:
             await self._stop_loop(name, max(ends_at - clock.elapsed(), min(1.0, self._settings.drain_limit_s)))
 
     async def _stop_loop(self, name: str, limit_s: float) -> None:
         loop = self._loops.pop(name, None)
         if loop is None:
             return
-        part: Relay | Worker | None = self.worker if name == "worker" else self.relay
+        parts = {"worker": self.worker, "relay": self.relay, "housekeeping": self._housekeeping}
+        part = parts[name]
         if part is not None:
             part.stop()
         await loop.finish(limit_s)
         if name == "worker":
             self.worker = None
-        else:
+        elif name == "relay":
             self.relay = None
+        else:
+            self._housekeeping = None
 
     async def close(self) -> None:
         with anyio.CancelScope(shield=True):

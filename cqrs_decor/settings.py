@@ -108,6 +108,10 @@ class Settings(BaseModel):
     def lease(self) -> timedelta:
         return timedelta(seconds=self.lease_s)
 
+    @property
+    def publish_timeout(self) -> timedelta:
+        return timedelta(seconds=self.publish_timeout_s)
+
 
 def _setting_error(error: ValidationError) -> SettingError:
     faults = validation_faults(error.errors(include_url=False, include_input=False))

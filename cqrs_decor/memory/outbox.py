@@ -2,23 +2,24 @@
 
 import heapq
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cqrs_decor.clock import Clock
 from cqrs_decor.envelope import Envelope
-from cqrs_decor.errors import (
-    LaneLostError,
-)
-from cqrs_decor.lanes import LANES, HeldLane, lane_of
+from cqrs_decor.errors import LaneLostError
+from cqrs_decor.lanes import LANES, HeldLane, Renewal, Suspicion, TakenLane, lane_of
+from cqrs_decor.memory.wake_ups import MemoryWakeUps
 from cqrs_decor.outbox import (
     Backlog,
     ClaimedRecord,
     FailedRecord,
+    Holders,
     OutboxFilter,
     Settlement,
     StoredRecord,
+    WakeUps,
 )
 
 _logger = logging.getLogger(__name__)
@@ -45,21 +46,37 @@ class _Row:
         return self.parked or (self.due is not None and self.due > elapsed)
 
 
+@dataclass(frozen=True, slots=True)
+class _StepMark:
+    """The record that the holder of a lane has in hand in a single step, and how many vanished with it before."""
+
+    record: int
+    crashes: int
+
+
 @dataclass(slots=True)
 class _Lane:
     rows: dict[int, _Row] = field(default_factory=dict[int, _Row])
     owner: str | None = None
     fence: int = 0
     lease_ends: float = 0.0
+    mark: _StepMark | None = None
 
 
 class MemoryOutbox:
-    """The outbox in memory. Rows stay in the order of their ids, parked ones as well: that is their old place."""
+    """The outbox in memory. Rows stay in the order of their ids, parked ones and those behind them as well: that is
+    their old place.
+    """
+
+    wake_ups: WakeUps | None
 
     def __init__(self, clock: Clock) -> None:
         self.lane_count = LANES
+        self.wake_ups = self._wake_ups = MemoryWakeUps()
         self._clock = clock
         self._lanes = [_Lane() for _ in range(LANES)]
+        self._seen_until: dict[str, float] = {}
+        self._history: dict[int, tuple[float, _Row]] = {}
         self._last_id = 0
 
     def append(self, envelopes: Iterable[Envelope]) -> None:
@@ -70,24 +87,84 @@ class MemoryOutbox:
             row = _Row(self._last_id, number, envelope.with_sequence(self._last_id), self._clock.now())
             self._lanes[number].rows[row.id] = row
 
-    async def acquire(self, owner: str, lease: timedelta, limit: int) -> Sequence[HeldLane]:
-        elapsed = self._clock.elapsed()
-        free = [n for n, lane in enumerate(self._lanes) if lane.owner is None or lane.lease_ends <= elapsed]
-        for number in free[:limit]:
-            lane = self._lanes[number]
-            lane.owner, lane.fence, lane.lease_ends = owner, lane.fence + 1, elapsed + lease.total_seconds()
-        return [HeldLane(number, self._lanes[number].fence) for number in free[:limit]]
+    # --- lanes ------------------------------------------------------------------------------------------------------
 
-    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Sequence[HeldLane]:
+    async def acquire(self, owner: str, lease: timedelta, limit: int, *, in_hand: int) -> Sequence[TakenLane]:
+        elapsed = self._clock.elapsed()
+        ended = self._ended_lanes()
+        suspected_until = {vanished: self._until(numbers, in_hand) for vanished, numbers in ended.items()}
+        free = [n for n, lane in enumerate(self._lanes) if lane.owner is None or lane.lease_ends <= elapsed]
+        taken: list[TakenLane] = []
+        for number in free[: max(limit, 0)]:
+            lane = self._lanes[number]
+            until = 0 if lane.owner is None else suspected_until[lane.owner]
+            lane.owner, lane.fence, lane.lease_ends = owner, lane.fence + 1, elapsed + lease.total_seconds()
+            taken.append(TakenLane(lane=HeldLane(number, lane.fence), suspicion=self._suspicion(number, until)))
+        return taken
+
+    def _ended_lanes(self) -> dict[str, list[int]]:
+        """The lanes of each owner that vanished."""
+        ended: dict[str, list[int]] = {}
+        for number, lane in enumerate(self._lanes):
+            if lane.owner is not None and lane.lease_ends <= self._clock.elapsed():
+                ended.setdefault(lane.owner, []).append(number)
+        return ended
+
+    def _until(self, lanes: Iterable[int], in_hand: int) -> int:
+        """The last of the first `in_hand` records of these lanes; 0 if there are none."""
+        ids = [row.id for row, state in self._walk(lanes) if state == "due"]
+        return max(ids[:in_hand], default=0)
+
+    def _suspicion(self, number: int, until: int) -> Suspicion | None:
+        lane = self._lanes[number]
+        mark = lane.mark
+        if mark is not None and mark.record in lane.rows and not lane.rows[mark.record].parked:
+            return Suspicion(until=max(until, mark.record), record=mark.record, crashes=mark.crashes + 1)
+        first = self._first_due(number)
+        return Suspicion(until=until) if first is not None and first.id <= until else None
+
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Renewal:
+        elapsed = self._clock.elapsed()
+        lease_ends = elapsed + lease.total_seconds()
+        self._seen_until = {each: until for each, until in self._seen_until.items() if until > elapsed}
+        self._seen_until[owner] = lease_ends
         kept = [lane for lane in lanes if self._is_held(lane, owner)]
         for lane in kept:
-            self._lanes[lane.number].lease_ends = self._clock.elapsed() + lease.total_seconds()
-        return kept
+            self._lanes[lane.number].lease_ends = lease_ends
+        self._wake_ups.echo(owner)
+        return Renewal(held=kept, relays=len(self._seen_until), waiting=self._is_waiting(kept))
 
-    async def release(self, owner: str, lanes: Sequence[HeldLane]) -> None:
+    def _is_waiting(self, lanes: Iterable[HeldLane]) -> bool:
+        """Whether there is a record that is neither parked nor behind a parked one."""
+        parked: set[tuple[str, str] | None] = set()
+        for row, _ in self._walk(lane.number for lane in lanes):
+            if row.parked:
+                parked.add(row.order)
+            elif row.order is None or row.order not in parked:
+                return True
+        return False
+
+    async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
         for lane in lanes:
             if self._is_held(lane, owner):
-                self._lanes[lane.number].owner = None
+                self._lanes[lane.number].owner = self._lanes[lane.number].mark = None
+        if leaving:
+            self._seen_until.pop(owner, None)
+
+    async def holders(self) -> Holders:
+        elapsed = self._clock.elapsed()
+        owned = [lane for lane in self._lanes if lane.owner is not None]
+        ended = [elapsed - lane.lease_ends for lane in owned if lane.lease_ends <= elapsed]
+        return Holders(
+            relays=[owner for owner, until in self._seen_until.items() if until > elapsed],
+            held=len(owned) - len(ended),
+            free=LANES - len(owned),
+            ended=len(ended),
+            longest_ended=timedelta(seconds=max(ended)) if ended else None,
+            now=self._clock.now(),
+        )
+
+    # --- the way of a record ----------------------------------------------------------------------------------------
 
     async def claim(
         self, lanes: Sequence[HeldLane], limit: int, *, in_flight: Collection[int] = ()
@@ -98,15 +175,60 @@ class MemoryOutbox:
             if len(claimed) == limit:
                 break
             if state == "due" and row.id not in in_flight:
-                claimed.append(ClaimedRecord(id=row.id, lane=row.lane, envelope=row.envelope, attempts=row.attempts))
+                claimed.append(_claimed(row))
         return claimed
+
+    async def step(self, lanes: Sequence[HeldLane], *, until: int) -> Sequence[ClaimedRecord]:
+        self._check_fences(lanes)
+        firsts = (self._first_due(lane.number) for lane in lanes)
+        return [_claimed(row, self._mark(row)) for row in firsts if row is not None and row.id <= until]
+
+    def _first_due(self, lane: int) -> _Row | None:
+        return next((row for row, state in self._walk([lane]) if state == "due"), None)
+
+    def _mark(self, row: _Row) -> int:
+        """Note that its lane goes with this record in hand; how many vanished with it before."""
+        lane = self._lanes[row.lane]
+        again = lane.mark is not None and lane.mark.record == row.id
+        crashes = lane.mark.crashes + 1 if lane.mark is not None and again else 0
+        lane.mark = _StepMark(row.id, crashes)
+        return crashes
+
+    async def unmark(self, lanes: Sequence[HeldLane]) -> None:
+        for lane in lanes:
+            if self._is_held(lane):
+                self._lanes[lane.number].mark = None
 
     async def settle(self, settlement: Settlement) -> None:
         self._check_fences(settlement.lanes)
         for record in settlement.delivered:
-            self._lanes[record.lane].rows.pop(record.id, None)
+            self._deliver(record, keep=settlement.keep)
         for failed in settlement.failed:
             self._fail(failed)
+        if settlement.stepped:
+            self._take_marks_off([*settlement.delivered, *(failed.record for failed in settlement.failed)])
+
+    def _deliver(self, record: ClaimedRecord, *, keep: bool) -> None:
+        row = self._lanes[record.lane].rows.pop(record.id, None)
+        if keep and row is not None:
+            self._history[row.id] = (self._clock.elapsed(), row)
+
+    def _fail(self, failed: FailedRecord) -> None:
+        row = self._lanes[failed.record.lane].rows.get(failed.record.id)
+        if row is None:  # an operator discarded it meanwhile
+            return
+        row.attempts, row.error = failed.record.attempts + 1, failed.error
+        row.parked = failed.delay is None
+        row.due = None if failed.delay is None else self._clock.elapsed() + failed.delay.total_seconds()
+        row.due_at = None if failed.delay is None else self._clock.now() + failed.delay
+
+    def _take_marks_off(self, records: Iterable[ClaimedRecord]) -> None:
+        for record in records:
+            lane = self._lanes[record.lane]
+            if lane.mark is not None and lane.mark.record == record.id:
+                lane.mark = None
+
+    # --- operators --------------------------------------------------------------------------------------------------
 
     async def backlog(self) -> Backlog:
         rows = self._all_rows()
@@ -118,8 +240,12 @@ class MemoryOutbox:
         )
 
     async def find(self, wanted: OutboxFilter) -> Sequence[StoredRecord]:
-        records = [_stored(row, state) for row, state in self._walk(range(LANES))]
-        return [record for record in records if _is_wanted(record, wanted)][: wanted.limit]
+        if wanted.state == "delivered":
+            records = [_stored(row, "delivered") for _, row in sorted(self._history.values(), key=_id_of_kept)]
+        else:
+            records = [_stored(row, state) for row, state in self._walk(range(LANES))]
+        is_wanted = _filter(wanted, self._clock.now())
+        return [record for record in records if is_wanted(record)][: wanted.limit]
 
     async def retry(self, ids: Collection[int], *, who: str) -> int:
         rows = [row for row in self._all_rows() if row.id in ids and row.parked]
@@ -135,6 +261,24 @@ class MemoryOutbox:
         _logger.info("outbox records discarded", extra={"action": "outbox_discarded", "who": who, "count": len(rows)})
         return len(rows)
 
+    async def replay(self, ids: Collection[int], *, who: str) -> int:
+        rows = [self._history[record_id][1] for record_id in sorted(set(ids)) if record_id in self._history]
+        self.append(row.envelope for row in rows)
+        _logger.info("outbox records replayed", extra={"action": "outbox_replayed", "who": who, "count": len(rows)})
+        return len(rows)
+
+    def clean_up(self, history: timedelta | None, limit: int) -> int:
+        """Delete up to `limit` records that have been in the history for longer than `history`, oldest first."""
+        if history is None:
+            return 0
+        kept_since = self._clock.elapsed() - history.total_seconds()
+        old = sorted(row_id for row_id, (delivered, _) in self._history.items() if delivered <= kept_since)[:limit]
+        for row_id in old:
+            del self._history[row_id]
+        return len(old)
+
+    # --- looking at rows --------------------------------------------------------------------------------------------
+
     def _walk(self, lanes: Iterable[int]) -> Iterator[tuple[_Row, str]]:
         """Rows in the order of writing, each with its state: due, rescheduled, parked or held (behind one of those)."""
         elapsed = self._clock.elapsed()
@@ -147,15 +291,6 @@ class MemoryOutbox:
             else:
                 yield row, "held" if row.order in held else "due"
 
-    def _fail(self, failed: FailedRecord) -> None:
-        row = self._lanes[failed.record.lane].rows.get(failed.record.id)
-        if row is None:  # an operator discarded it meanwhile
-            return
-        row.attempts, row.error = failed.record.attempts + 1, failed.error
-        row.parked = failed.delay is None
-        row.due = None if failed.delay is None else self._clock.elapsed() + failed.delay.total_seconds()
-        row.due_at = None if failed.delay is None else self._clock.now() + failed.delay
-
     def _check_fences(self, lanes: Iterable[HeldLane]) -> None:
         lost = [lane for lane in lanes if not self._is_held(lane)]
         if lost:
@@ -167,6 +302,14 @@ class MemoryOutbox:
 
     def _all_rows(self) -> list[_Row]:
         return [row for lane in self._lanes for row in lane.rows.values()]
+
+
+def _claimed(row: _Row, crashes: int = 0) -> ClaimedRecord:
+    return ClaimedRecord(id=row.id, lane=row.lane, envelope=row.envelope, attempts=row.attempts, crashes=crashes)
+
+
+def _id_of_kept(kept: tuple[float, _Row]) -> int:
+    return kept[1].id
 
 
 def _stored(row: _Row, state: str) -> StoredRecord:
@@ -182,10 +325,18 @@ def _stored(row: _Row, state: str) -> StoredRecord:
     )
 
 
-def _is_wanted(record: StoredRecord, wanted: OutboxFilter) -> bool:
-    return (
-        (not wanted.ids or record.id in wanted.ids)
-        and wanted.state in (None, record.state)
-        and wanted.topic in (None, record.envelope.topic)
-        and wanted.key in (None, record.envelope.key)
-    )
+def _filter(wanted: OutboxFilter, now: datetime) -> Callable[[StoredRecord], bool]:
+    written_before = None if wanted.older_than is None else now - wanted.older_than
+
+    def is_wanted(record: StoredRecord) -> bool:
+        return (
+            record.id > wanted.after
+            and (not wanted.ids or record.id in wanted.ids)
+            and wanted.state in (None, record.state)
+            and wanted.topic in (None, record.envelope.topic)
+            and wanted.key in (None, record.envelope.key)
+            and (wanted.error is None or wanted.error in (record.error or ""))
+            and (written_before is None or record.written_at <= written_before)
+        )
+
+    return is_wanted

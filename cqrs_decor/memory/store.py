@@ -12,10 +12,8 @@ from cqrs_decor.memory.inbox import MemoryInbox
 from cqrs_decor.memory.outbox import MemoryOutbox
 from cqrs_decor.memory.transaction import MemoryTransaction
 from cqrs_decor.memory.urls import expect_memory_url
-from cqrs_decor.outbox import (
-    OutboxStore,
-)
-from cqrs_decor.store import SchemaAdmin, StoreCard
+from cqrs_decor.outbox import OutboxStore
+from cqrs_decor.store import Retention, SchemaAdmin, StoreCard
 
 
 class MemoryStore:
@@ -65,6 +63,9 @@ class MemoryStore:
 
     def log_broker(self) -> Broker | None:
         return None
+
+    async def clean_up(self, retention: Retention, limit: int) -> int:
+        return self._outbox.clean_up(retention.history, limit)
 
     async def check(self) -> Sequence[Finding]:
         return [Finding.ok(f"{self.name} keeps records within this process")]

@@ -45,13 +45,13 @@ class Odds:
     raising_always: float = 0.0003
     killing_relays: float = 0.0
     killing_workers: float = 0.0
-    kills: float = 0.15
-    stops: float = 0.05
-    pauses: float = 0.15
-    steps: float = 0.1
-    outages: float = 0.03
-    cuts: float = 0.1
-    changes: float = 0.1
+    kills: float = 0.3
+    stops: float = 0.1
+    pauses: float = 0.3
+    steps: float = 0.2
+    outages: float = 0.06
+    cuts: float = 0.2
+    changes: float = 0.2
 
 
 QUIET = Odds(**{field.name: 0.0 for field in fields(Odds)})
@@ -82,6 +82,11 @@ class Chance:
         self._fates = [fate for _, fate in _OF_CALLS]
         self._weights = [getattr(odds, name) for name, _ in _OF_CALLS]
         self._trouble = sum(self._weights)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing goes wrong any more."""
+        return self.odds is QUIET
 
     def latency(self) -> float:
         """What an ordinary call takes one way, in seconds."""

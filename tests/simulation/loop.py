@@ -9,7 +9,6 @@ import asyncio
 import asyncio.events
 import heapq
 import sys
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context, ContextVar
 from random import Random
@@ -19,6 +18,9 @@ T = TypeVar("T")
 
 _SPINNING = 100_000
 """So many rounds without time passing are a busy loop."""
+
+_REPEATING = 8
+"""So many rounds without a step of any task are one callback that repeats itself."""
 
 _LAST_WORDS = 50
 """A coroutine that is taken apart may wait so often before it is given up."""
@@ -36,7 +38,7 @@ class Owner:
         self._many = 64
 
     def keep(self, task: "OwnedTask") -> None:
-        """Hold a task until it is done: what nobody else refers to would be collected, and so taken apart, too early."""
+        """Hold a task until it is done: one that nobody refers to would be collected, and taken apart, too early."""
         if len(self.tasks) > self._many:
             self.tasks = [each for each in self.tasks if not each.done()]
             self._many = 2 * len(self.tasks) + 64
@@ -68,11 +70,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def __init__(self, random: Random) -> None:
         self._random = random
         self._now = 0.0
-        self._ready: deque[asyncio.Handle] = deque()
+        self._ready: list[asyncio.Handle] = []
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._scheduled = 0
         self._tasks = 0
         self._rounds_without_time = 0
+        self._rounds_of_callbacks = 0
         self._stopping = False
         self._running = False
         self._closed = False
@@ -179,25 +182,28 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._rounds_without_time += 1
         if self._rounds_without_time > _SPINNING:
             raise BusyLoopError(f"{_SPINNING:,} rounds at {self._now:.6f} s")
-        batch = list(self._ready)
-        self._ready.clear()
-        if not batch or not self._shuffle_tasks(batch):
-            # Also when only callbacks are ready: anyio repeats a cancellation every round until its task is out, and
-            # where that takes time, time has to pass.
-            self._let_time_pass(required=not batch)
+        batch, self._ready = self._ready, []
+        places = [place for place, handle in enumerate(batch) if _is_step(handle)]
+        if places:
+            self._rounds_of_callbacks = 0
+            if len(places) > 1:
+                self._shuffle(batch, places)
+        else:
+            self._rounds_of_callbacks += 1
+            # Also when only callbacks are ready, round after round: anyio repeats a cancellation until its task is out,
+            # and where that takes time, time has to pass.
+            if not batch or self._rounds_of_callbacks > _REPEATING:
+                self._let_time_pass(required=not batch)
         for handle in batch:
             if not handle._cancelled and self._may_run(handle):
                 handle._run()
 
-    def _shuffle_tasks(self, batch: list[asyncio.Handle]) -> bool:
-        """Shuffle those that are steps of tasks among their places; whether there is any."""
-        places = [place for place, handle in enumerate(batch) if _is_step(handle)]
-        if len(places) > 1:
-            steps = sorted((batch[place] for place in places), key=_number)
-            self._random.shuffle(steps)
-            for place, handle in zip(places, steps, strict=True):
-                batch[place] = handle
-        return bool(places)
+    def _shuffle(self, batch: list[asyncio.Handle], places: list[int]) -> None:
+        """Shuffle the steps of tasks among their places."""
+        steps = sorted((batch[place] for place in places), key=_number)
+        self._random.shuffle(steps)
+        for place, handle in zip(places, steps, strict=True):
+            batch[place] = handle
 
     def _let_time_pass(self, *, required: bool) -> None:
         timers = self._timers

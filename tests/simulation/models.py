@@ -1,13 +1,13 @@
 """The database and the broker of a simulation: the ones in memory, telling the oracle what they do."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
 from cqrs_decor.clock import Clock
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.lanes import HeldLane
-from cqrs_decor.memory import MemoryOutbox, MemoryStore
+from cqrs_decor.memory import MemoryInbox, MemoryOutbox, MemoryStore
 from cqrs_decor.outbox import Settlement
 from tests.simulation.oracle import Oracle
 
@@ -43,17 +43,22 @@ class WatchedOutbox(MemoryOutbox):
             self._oracle.give_lane(lane, owner)
 
     async def settle(self, settlement: Settlement) -> None:
-        await super().settle(settlement)
+        await self.write_outcome(settlement)
         records = [*settlement.delivered, *(failed.record for failed in settlement.failed)]
         self._oracle.settle(settlement.lanes, [(record.lane, record.id) for record in records])
 
+    async def write_outcome(self, settlement: Settlement) -> None:
+        """What a settlement does, unwatched; planted bugs do it in their own way."""
+        await super().settle(settlement)
+
 
 class WatchedStore(MemoryStore):
-    """The store in memory, with an outbox that is watched."""
+    """The store in memory, with an outbox that is watched, and the inbox that is given."""
 
-    def __init__(self, clock: Clock, outbox: WatchedOutbox) -> None:
+    def __init__(self, clock: Clock, outbox: WatchedOutbox, inbox: MemoryInbox) -> None:
         super().__init__(clock=clock)
         self.outbox = self._outbox = outbox
+        self.inbox = self._inbox = inbox
 
 
 def _lane(taken: Any) -> HeldLane:

@@ -15,7 +15,6 @@ from cqrs_decor.context import MessageContext
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import CqrsDecorError
 from cqrs_decor.memory import MemoryBroker, MemoryStore
-from cqrs_decor.observers import BatchPublished, LanesChanged, LoopRestarted, Moment
 from tests.simulation.chance import Chance
 from tests.simulation.line import Line, Server
 from tests.simulation.loop import Owner, VirtualLoop, current_owner
@@ -127,7 +126,6 @@ class Process(Owner):
             database=self.store,
             broker=self.broker,
             settings=self.around.settings,
-            observers=[self],
         ).configured(clock=self.clock)
         try:
             async with app:
@@ -189,18 +187,6 @@ class Process(Owner):
 
     def take_effect(self, consumer: str, envelope: Envelope) -> None:
         self.around.oracle.take_effect(consumer, envelope)
-
-    def share_of(self, envelope: Envelope) -> float:
-        """A number from 0 to 1 that is the message's own."""
-        return (envelope.sequence or 0) * 0.618 % 1
-
-    def notice(self, moment: Moment) -> None:
-        if self.dead:  # it is being taken apart
-            return
-        if isinstance(moment, LoopRestarted):
-            self.around.oracle.refuse(f"a loop failed: {moment.loop} of {self.name} with {moment.error}")
-        elif isinstance(moment, LanesChanged | BatchPublished):
-            self.around.note(self.name, type(moment).__name__, str(moment))
 
     async def write(self, aggregate: str, natures: tuple[str, ...]) -> bool:
         """A command; whether it certainly was committed."""

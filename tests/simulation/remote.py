@@ -1,12 +1,13 @@
 """Store and broker as one process sees them: every call goes over its line, where a seed may do it harm."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 from cqrs_decor.broker import Capabilities, Delivery, Partition, Revoked, Start, Subscription
 from cqrs_decor.envelope import Envelope
@@ -18,6 +19,7 @@ from cqrs_decor.errors import (
     StoreUnavailableError,
 )
 from cqrs_decor.memory import MemoryBroker, MemoryStore, MemoryTransaction
+from cqrs_decor.outbox import Ear, Heard, WakeUps
 from cqrs_decor.store import StoreCard
 from tests.simulation.line import Caller, Line, Server
 
@@ -28,6 +30,12 @@ _BROKER = "simulated broker"
 
 _ABANDONED_S = 2.0
 """A transaction whose connection is gone is rolled back within this time."""
+
+_LISTENS_FOR_S = 20.0
+"""A connection that is listened on is lost after this time on average."""
+
+_USED_LATELY = 0.9
+"""The share of transactions whose connection is not tried before its first statement."""
 
 _SESSION_S = 2.0
 """A reader that is gone is left out of its group after this time."""
@@ -70,23 +78,111 @@ class Part:
 
 
 class RemoteOutbox(Part):
-    """An outbox. A relay that is not in the process of the commit looks for work at intervals."""
+    """An outbox, and the wake-ups of its database."""
 
-    wake_ups = None
-
-    def __init__(self, line: Line, store: MemoryStore) -> None:
+    def __init__(self, line: Line, server: Server, store: MemoryStore) -> None:
         super().__init__(line, store.outbox)
         self.lane_count = store.outbox.lane_count
+        model: WakeUps | None = getattr(store.outbox, "wake_ups", None)
+        self.wake_ups = None if model is None else RemoteWakeUps(line, server, model)
+
+
+class RemoteWakeUps:
+    """Wake-ups over a connection that is lost now and then, sometimes without anybody being told."""
+
+    def __init__(self, line: Line, server: Server, model: WakeUps) -> None:
+        self._line = line
+        self._server = server
+        self._model = model
+        self._ears: list[RemoteEar] = []
+
+    async def send(self) -> None:
+        await self._line.call("wake", self._model.send)
+
+    def listen(self, owner: str) -> "RemoteEar":
+        ear = RemoteEar(self._line, self._server, partial(self._model.listen, owner))
+        self._ears.append(ear)
+        return ear
+
+    def abandon(self) -> None:
+        """The process is gone: nobody listens any more."""
+        for ear in self._ears:
+            ear.hang_up()
+
+
+class RemoteEar:
+    """One connection that is listened on."""
+
+    def __init__(self, line: Line, server: Server, listen: Callable[[], AbstractAsyncContextManager[Ear]]) -> None:
+        self._line = line
+        self._server = server
+        self._listen = listen
+        self._heard: deque[Heard] = deque()
+        self._woken: asyncio.Future[None] | None = None
+        self._lost = False
+        self._listening: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "RemoteEar":
+        await self._line.call("listen", self._begin)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.hang_up()
+
+    async def hear(self) -> Heard:
+        while not self._heard:
+            if self._lost:
+                raise store_away("the connection that is listened on is lost")
+            self._woken = self._server.loop.create_future()
+            await self._woken
+        return self._heard.popleft()
+
+    def hang_up(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+
+    async def _begin(self) -> None:
+        random = self._server.chance.random
+        self._listening = self._server.start(self._pass_on())
+        if not self._server.chance.is_quiet:
+            self._server.later(random.expovariate(1 / _LISTENS_FOR_S), self._lose)
+
+    async def _pass_on(self) -> None:
+        async with self._listen() as ear:
+            while True:
+                heard = await ear.hear()
+                if not self._line.is_down:
+                    self._server.later(self._server.chance.latency(), self._tell, heard)
+
+    def _lose(self) -> None:
+        self.hang_up()
+        self._server.chance.faults["listening lost"] += 1
+        if self._server.chance.random.random() < 0.5:  # else it stays half open: nothing is heard, and nothing said
+            self._lost = True
+            self._wake()
+
+    def _tell(self, heard: Heard) -> None:
+        self._heard.append(heard)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
 
 
 class RemoteInbox(Part):
     """An inbox: what belongs to a transaction goes over the connection of that transaction."""
 
     def __init__(self, line: Line, store: MemoryStore) -> None:
-        super().__init__(line, store.inbox)
+        super().__init__(line, store.inbox, waiting=("park", "hold_back"))
 
     async def record(self, transaction: "RemoteTransaction", consumer: str, envelope: Envelope) -> Any:
         return await transaction.execute("record", lambda inner: self._model.record(inner, consumer, envelope))
+
+    async def record_all(self, transaction: "RemoteTransaction", consumer: str, envelopes: Sequence[Envelope]) -> Any:
+        return await transaction.execute("record_all", lambda inner: self._model.record_all(inner, consumer, envelopes))
 
     async def unpark(self, transaction: "RemoteTransaction", parked_id: int) -> Any:
         return await transaction.execute("unpark", lambda inner: self._model.unpark(inner, parked_id))
@@ -209,7 +305,7 @@ class RemoteStore:
         self.name = _DATABASE
         self.resources: dict[type[Any], bool] = {}
         self.schema = None
-        self.outbox = RemoteOutbox(line, store)
+        self.outbox = RemoteOutbox(line, server, store)
         self.inbox = RemoteInbox(line, store)
         self._line = line
         self._server = server
@@ -227,7 +323,10 @@ class RemoteStore:
         """None is kept."""
 
     async def begin(self, *, read_only: bool = False) -> RemoteTransaction:
-        inner = await self._line.call("begin", partial(self._store.begin, read_only=read_only))
+        """A connection from the pool, which is tried first only when it has been there for long."""
+        begin = partial(self._store.begin, read_only=read_only)
+        fresh = self._server.chance.random.random() < _USED_LATELY
+        inner = carry_out(begin()) if fresh else await self._line.call("begin", begin)
         transaction = RemoteTransaction(self._line, self._server, inner, self._forget)
         self._open[transaction] = None
         return transaction
@@ -239,6 +338,8 @@ class RemoteStore:
         """The process is gone: so are its connections."""
         for transaction in list(self._open):
             transaction.abandon()
+        if self.outbox.wake_ups is not None:
+            self.outbox.wake_ups.abandon()
 
     def is_transient(self, error: BaseException) -> bool:
         return isinstance(error, ConflictError)
@@ -275,6 +376,9 @@ class RemoteBroker:
         crash_may_repeat="what was sent and not yet answered",
         crash_may_reorder="nothing",
     )
+
+    reader: ClassVar[type["RemoteSubscription"]]
+    """How it reads; planted bugs have their own."""
 
     def __init__(
         self, line: Line, server: Server, broker: MemoryBroker, refusals: Refusals, owner: Caller, *, patience_s: float
@@ -358,7 +462,7 @@ class RemoteBroker:
     def subscribe(
         self, group: str, topics: Sequence[str], *, start: Start = "earliest", on_revoked: Revoked | None = None
     ) -> "RemoteSubscription":
-        reader = RemoteSubscription(self._line, self._server, self._owner, self._join(group, topics, start, on_revoked))
+        reader = self.reader(self._line, self._server, self._owner, self._join(group, topics, start, on_revoked))
         self._readers.append(reader)
         return reader
 
@@ -456,3 +560,6 @@ class RemoteSubscription:
             await session.__aexit__(None, None, None)
             return
         self._session, self._inner = session, inner
+
+
+RemoteBroker.reader = RemoteSubscription

@@ -18,16 +18,21 @@ class Written(IntegrationEvent, topic="entries", key="aggregate", name="simulati
     nature: str = "plain"
 
 
-class Shipped(IntegrationEvent, topic="shipments", key="aggregate", name="simulation.shipped"):
+class Ordered(IntegrationEvent, topic="entries", key="aggregate", name="simulation.ordered"):
+    """In line with the others of its aggregate, and for two consumers."""
+
     aggregate: str
     nature: str = "plain"
+
+
+class Shipped(IntegrationEvent, topic="shipments", key="aggregate", name="simulation.shipped"):
+    aggregate: str
 
 
 class Counted(IntegrationEvent, topic="shipments", name="simulation.counted"):
     """Without a key, and so without an order."""
 
     aggregate: str
-    nature: str = "plain"
 
 
 class Write(Command[None]):
@@ -36,7 +41,8 @@ class Write(Command[None]):
 
 
 CONSUMERS = {
-    "simulation.written": (f"{SERVICE}.bill", f"{SERVICE}.ship"),
+    "simulation.written": (f"{SERVICE}.file",),
+    "simulation.ordered": (f"{SERVICE}.bill", f"{SERVICE}.ship"),
     "simulation.shipped": (f"{SERVICE}.notify",),
     "simulation.counted": (f"{SERVICE}.count",),
 }
@@ -52,10 +58,6 @@ class Host(Protocol):
 
     def take_effect(self, consumer: str, envelope: Envelope) -> None: ...
 
-    def share_of(self, envelope: Envelope) -> float:
-        """A number from 0 to 1 that is the message's own."""
-        ...
-
 
 def _host() -> Host:
     return cast(Host, current_owner.get())
@@ -63,33 +65,38 @@ def _host() -> Host:
 
 @registry.command_handler
 async def write(command: Write) -> None:
-    for nature in command.natures:
-        emit(Written(aggregate=command.aggregate, nature=nature))
+    for place, nature in enumerate(command.natures):
+        event = Ordered if place == 2 else Written
+        emit(event(aggregate=command.aggregate, nature=nature))
+
+
+@registry.event_handler(name="file")
+async def file_away(event: Written, context: MessageContext) -> None:
+    await effect(context, event.nature)
 
 
 @registry.event_handler(name="bill")
-async def bill(event: Written, context: MessageContext) -> None:
+async def bill(event: Ordered, context: MessageContext) -> None:
     await effect(context, event.nature)
 
 
 @registry.event_handler(name="ship")
-async def ship(event: Written, context: MessageContext) -> None:
+async def ship(event: Ordered, context: MessageContext) -> None:
+    """Of what fails always, only its other consumer makes anything."""
     envelope = await effect(context, "plain" if event.nature == "raises" else event.nature)
-    share = _host().share_of(envelope)
-    if share < 0.2:
-        emit(Shipped(aggregate=event.aggregate))
-    elif share < 0.25:
+    emit(Shipped(aggregate=event.aggregate))
+    if (envelope.sequence or 0) % 3 == 0:
         emit(Counted(aggregate=event.aggregate))
 
 
 @registry.event_handler(name="notify")
 async def notify(event: Shipped, context: MessageContext) -> None:
-    await effect(context, event.nature)
+    await effect(context, "plain")
 
 
 @registry.event_handler(name="count")
 async def count(event: Counted, context: MessageContext) -> None:
-    await effect(context, event.nature)
+    await effect(context, "plain")
 
 
 async def effect(context: MessageContext, nature: str) -> Envelope:

@@ -1,8 +1,13 @@
-"""One run: processes on a database and a broker, troubled until enough was written, then left alone until all is done."""
+"""One run: processes on a database and a broker, in trouble until enough was written, then left alone."""
 
 import asyncio
+import gc
+import inspect
 import logging
 import random
+import sys
+import traceback
+import warnings
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -13,17 +18,18 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-from cqrs_decor import Settings, _ids
+from cqrs_decor import Settings, _ids, assembly
+from cqrs_decor.discovery import FindEntryPoints, installed
 from cqrs_decor.inbox import InboxFilter
 from cqrs_decor.memory import MemoryBroker, MemoryInbox
 from cqrs_decor.outbox import OutboxFilter
 from tests.simulation.chance import QUIET, Chance, Odds
 from tests.simulation.line import Server
-from tests.simulation.loop import VirtualLoop
+from tests.simulation.loop import VirtualLoop, current_owner
 from tests.simulation.models import WatchedOutbox, WatchedStore
 from tests.simulation.oracle import InvariantBrokenError, Oracle
 from tests.simulation.process import Kind, Process, SkewedClock, Surroundings
-from tests.simulation.remote import RemoteBroker, carry_out
+from tests.simulation.remote import RemoteBroker
 from tests.simulation.shop import CONSUMERS, SERVICE
 
 _TRACED = 400
@@ -41,7 +47,7 @@ class Scenario:
     Attributes:
         messages: As many are written at least.
         rate: Messages written per second of virtual time.
-        outbox: The model of the outbox; planted bugs have their own.
+        outbox, inbox: The models of both; planted bugs have their own.
         remote_broker: How processes see the broker; planted bugs have their own.
     """
 
@@ -52,7 +58,7 @@ class Scenario:
     workers: int = 3
     producers: int = 3
     aggregates: int = 60
-    rate: float = 150.0
+    rate: float = 300.0
     settings: Settings = field(
         default_factory=lambda: Settings(
             lease_s=3.0,
@@ -64,6 +70,7 @@ class Scenario:
         )
     )
     outbox: type[WatchedOutbox] = WatchedOutbox
+    inbox: type[MemoryInbox] = MemoryInbox
     remote_broker: type[RemoteBroker] = RemoteBroker
 
 
@@ -96,9 +103,9 @@ def simulate(scenario: Scenario) -> Outcome:
     """Run a scenario to its end, or to the first promise that does not hold."""
     began = perf_counter()
     chance = Chance(scenario.seed, scenario.odds)
-    with _seeded(chance), _silent():
-        loop = VirtualLoop(chance.random)
-        world = World(scenario, loop, chance)
+    loop = VirtualLoop(chance.random)
+    world = World(scenario, loop, chance)
+    with _seeded(chance), _alone(), _overheard(world), _without_last_words():
         try:
             loop.run_until_complete(world.run())
             broken = None
@@ -131,7 +138,7 @@ class World:
         self._broken: asyncio.Future[None] = loop.create_future()
         self.oracle = Oracle(CONSUMERS, ordered_effects=hasattr(MemoryInbox, "hold_back"), broken=self._break)
         clock = SkewedClock(loop, chance.random)
-        self._store = WatchedStore(clock, scenario.outbox(clock, self.oracle))
+        self._store = WatchedStore(clock, scenario.outbox(clock, self.oracle), scenario.inbox())
         self._broker = MemoryBroker(partitions=8)
         self.around = Surroundings(
             loop=loop,
@@ -299,7 +306,7 @@ class World:
         process.dead = True
         self._processes.remove(process)
         self._dead.append(process)
-        self._loop.call_later(self._chance.random.random() * 2.0, self._replace, process.kind)
+        self.around.database.later(self._chance.random.random() * 2.0, self._replace, process.kind)
 
     def _replace(self, kind: Kind) -> None:
         dead, self._dead = self._dead, []
@@ -385,11 +392,68 @@ def _seeded(chance: Chance) -> Generator[None]:
 
 
 @contextmanager
-def _silent() -> Generator[None]:
-    """Faults are what it is about: nobody reads what is said of them."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+def _overheard(world: "World") -> Generator[None]:
+    """What the library says goes to the trace, and nowhere else."""
+    logger, ear = logging.getLogger("cqrs_decor"), _Ear(world)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    logger.addHandler(ear)
     try:
         yield
     finally:
-        logging.disable(level)
+        logger.removeHandler(ear)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class _Ear(logging.Handler):
+    """Hears every warning; that a loop failed by a fault of its own is a promise broken."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(logging.WARNING)
+        self._world = world
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        owner = current_owner.get()
+        if owner is None or owner.dead:  # dead: it is being taken apart
+            return False
+        text = record.getMessage()
+        self._world.note(owner.name, "says", text)
+        if record.exc_info is not None:
+            told = "".join(traceback.format_exception(record.exc_info[1]))
+            self._world.oracle.refuse(f"{owner.name}: {text}\n{told}")
+        return True
+
+
+@contextmanager
+def _without_last_words() -> Generator[None]:
+    """What a killed process had made and not begun, or not ended, is no mistake of anybody's when it is collected."""
+    hook = sys.unraisablehook
+
+    def overhear(unraisable: Any) -> None:
+        if not inspect.iscoroutine(unraisable.object) and not inspect.isasyncgen(unraisable.object):
+            hook(unraisable)
+
+    sys.unraisablehook = overhear
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+            yield
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
+@contextmanager
+def _alone() -> Generator[None]:
+    """What happens to be installed has no part in it, and looking for it takes longer than all else at a start."""
+    load_all, assembly.load_all = assembly.load_all, _nothing_installed
+    try:
+        yield
+    finally:
+        assembly.load_all = load_all
+
+
+def _nothing_installed(group: str, find: FindEntryPoints = installed) -> dict[str, Any]:
+    return {}

@@ -44,6 +44,7 @@ from cqrs_decor.errors import (
     Park,
     PayloadInvalidError,
     ReadOnlyViolationError,
+    RecordKillsRelaysError,
     RecordRejectedError,
     RecordTooLargeError,
     RetryLater,
@@ -75,6 +76,12 @@ from cqrs_decor.errors import (
 )
 
 CASES: list[tuple[CqrsDecorError, str]] = [
+    (
+        RecordKillsRelaysError(17, "shop.order-placed", 3),
+        "3 relays in a row vanished with record 17 (shop.order-placed) in hand, alone at the last.\n"
+        "Fix: find out in their logs, or the kernel's, what ended them; "
+        "then `cqrs-decor outbox retry` or `discard` (CD410).",
+    ),
     (
         NoHandlerError(
             "command",

@@ -255,14 +255,14 @@ async def test_a_wall_clock_that_jumps_moves_no_lease_and_no_delay() -> None:
     transaction = await store.begin()
     transaction.add([sample("orders")])
     await transaction.commit()
-    lanes = await store.outbox.acquire("one", SOON, 32)
+    lanes = [each.lane for each in await store.outbox.acquire("one", SOON, 32, in_hand=10)]
     [record] = await store.outbox.claim(lanes, 10)
     failed = FailedRecord(record=record, error="refused", delay=SOON)
     await store.outbox.settle(Settlement(lanes=lanes, failed=[failed]))
 
     clock.step(timedelta(days=1))
 
-    assert await store.outbox.acquire("two", SOON, 32) == []
+    assert await store.outbox.acquire("two", SOON, 32, in_hand=10) == []
     assert await store.outbox.claim(lanes, 10) == []
 
 
@@ -270,9 +270,9 @@ async def test_a_lost_lane_is_named() -> None:
     """The log of a relay says which lanes went, and the metric counts them."""
     clock = FakeClock()
     store = MemoryStore(clock=clock)
-    lanes = await store.outbox.acquire("one", SOON, 2)
+    lanes = [each.lane for each in await store.outbox.acquire("one", SOON, 2, in_hand=10)]
     clock.advance(SOON)
-    await store.outbox.acquire("two", SOON, 1)
+    await store.outbox.acquire("two", SOON, 1, in_hand=10)
 
     with pytest.raises(LaneLostError) as caught:
         await store.outbox.claim(lanes, 10)

@@ -10,14 +10,19 @@ import pytest
 
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import LaneLostError
-from cqrs_decor.lanes import HeldLane
-from cqrs_decor.outbox import ClaimedRecord, FailedRecord, OutboxFilter, Settlement
-from cqrs_decor.store import Store, StoreCard
+from cqrs_decor.lanes import HeldLane, Suspicion, TakenLane, lane_of
+from cqrs_decor.outbox import ClaimedRecord, Ear, FailedRecord, Heard, OutboxFilter, Settlement, WakeUps
+from cqrs_decor.store import Retention, Store, StoreCard
 from cqrs_decor.testing.conformance.kit import Kit, as_test, full_sample, ids_by_key, ids_of, require, sample
 
 K = TypeVar("K", bound="OutboxStoreConformance")
 
 _LEASE = timedelta(minutes=5)
+
+_IN_HAND = 1_000
+
+_FAR = 2**62
+"""An id that no record has yet."""
 
 
 def _store_test(test: Callable[[K, Store], Coroutine[Any, Any, None]]) -> Callable[[K], None]:
@@ -237,9 +242,9 @@ class OutboxStoreConformance(Kit):
         """Two relays on one lane would publish a key's events side by side."""
         count = store.outbox.lane_count
 
-        one = await store.outbox.acquire("one", _LEASE, count // 2)
-        two = await store.outbox.acquire("two", _LEASE, count)
-        three = await store.outbox.acquire("three", _LEASE, count)
+        one = await self._acquire(store, "one", limit=count // 2)
+        two = await self._acquire(store, "two")
+        three = await self._acquire(store, "three")
 
         assert len(one) == count // 2
         assert sorted(lane.number for lane in [*one, *two]) == list(range(count))
@@ -251,7 +256,7 @@ class OutboxStoreConformance(Kit):
         taken: dict[str, Sequence[HeldLane]] = {}
 
         async def acquire(owner: str) -> None:
-            taken[owner] = await store.outbox.acquire(owner, _LEASE, store.outbox.lane_count // 4)
+            taken[owner] = await self._acquire(store, owner, limit=store.outbox.lane_count // 4)
 
         async with anyio.create_task_group() as tasks:
             for n in range(4):
@@ -276,9 +281,9 @@ class OutboxStoreConformance(Kit):
         """A relay that was killed gives nothing back: its lanes must not stand still for ever."""
         await self._hold(store, "killed", self.short)
 
-        at_once = await store.outbox.acquire("heir", _LEASE, store.outbox.lane_count)
+        at_once = await self._acquire(store, "heir")
         await self.advance(self.short)
-        later = await store.outbox.acquire("heir", _LEASE, store.outbox.lane_count)
+        later = await self._acquire(store, "heir")
 
         assert (len(at_once), len(later)) == (0, store.outbox.lane_count)
 
@@ -290,21 +295,21 @@ class OutboxStoreConformance(Kit):
         renewed = await store.outbox.renew("alive", lanes, _LEASE)
         await self.advance(self.short)
 
-        assert sorted(renewed, key=_lane_number) == sorted(lanes, key=_lane_number)
-        assert list(await store.outbox.acquire("idle", _LEASE, store.outbox.lane_count)) == []
+        assert sorted(renewed.held, key=_lane_number) == sorted(lanes, key=_lane_number)
+        assert list(await self._acquire(store, "idle")) == []
 
     @_store_test
     async def test_renewing_returns_only_what_is_still_held(self, store: Store) -> None:
         """It is how a relay learns that it was taken for dead."""
         lanes = await self._hold(store, "slow", self.short)
         await self.advance(self.short)
-        lost = await store.outbox.acquire("heir", _LEASE, 3)
+        lost = await self._acquire(store, "heir", limit=3)
 
         renewed = await store.outbox.renew("slow", lanes, _LEASE)
 
         gone = {lane.number for lane in lost}
-        assert {lane.number for lane in renewed} == {lane.number for lane in lanes} - gone
-        assert len(await store.outbox.renew("heir", lost, _LEASE)) == 3
+        assert {lane.number for lane in renewed.held} == {lane.number for lane in lanes} - gone
+        assert len((await store.outbox.renew("heir", lost, _LEASE)).held) == 3
 
     @_store_test
     async def test_released_lanes_are_free_at_once(self, store: Store) -> None:
@@ -312,7 +317,7 @@ class OutboxStoreConformance(Kit):
         lanes = await self._hold(store, "one")
         await store.outbox.release("one", lanes[:5])
 
-        taken = await store.outbox.acquire("two", _LEASE, store.outbox.lane_count)
+        taken = await self._acquire(store, "two")
 
         assert {lane.number for lane in taken} == {lane.number for lane in lanes[:5]}
 
@@ -325,7 +330,89 @@ class OutboxStoreConformance(Kit):
 
         await store.outbox.release("frozen", lanes)
 
-        assert list(await store.outbox.acquire("third", _LEASE, store.outbox.lane_count)) == []
+        assert list(await self._acquire(store, "third")) == []
+
+    @_store_test
+    async def test_a_renewal_counts_the_relays_that_take_part(self, store: Store) -> None:
+        """Fair shares are worked out from it; a newcomer that holds nothing yet must be counted, or it gets nothing."""
+        lanes = await self._hold(store, "old")
+
+        alone = await store.outbox.renew("old", lanes, _LEASE)
+        newcomer = await store.outbox.renew("new", [], _LEASE)
+        both = await store.outbox.renew("old", lanes, _LEASE)
+
+        assert (alone.relays, newcomer.relays, both.relays) == (1, 2, 2)
+        assert (len(alone.held), len(newcomer.held), len(both.held)) == (len(lanes), 0, len(lanes))
+
+    @_store_test
+    async def test_a_relay_that_shows_no_life_is_counted_no_more(self, store: Store) -> None:
+        """The share of one that was killed must come back to the others."""
+        await store.outbox.renew("killed", [], self.short)
+        before = await store.outbox.renew("alive", [], _LEASE)
+        await self.advance(self.short)
+        after = await store.outbox.renew("alive", [], _LEASE)
+
+        assert (before.relays, after.relays) == (2, 1)
+
+    @_store_test
+    async def test_a_relay_that_leaves_is_counted_no_more_at_once(self, store: Store) -> None:
+        """A relay that stops hands over now, not when its lease would have ended; one that gives back a few stays."""
+        lanes = await self._hold(store, "leaving")
+        await store.outbox.renew("leaving", lanes, _LEASE)
+
+        await store.outbox.release("leaving", lanes[:5])
+        still_there = await store.outbox.renew("other", [], _LEASE)
+        await store.outbox.release("leaving", lanes[5:], leaving=True)
+        gone = await store.outbox.renew("other", [], _LEASE)
+
+        assert (still_there.relays, gone.relays) == (2, 1)
+        assert len(await self._acquire(store, "other")) == len(lanes)
+
+    @_store_test
+    async def test_a_renewal_tells_whether_anything_waits(self, store: Store) -> None:
+        """An idle relay asks for nothing else. A record that is due later counts."""
+        lanes = await self._hold(store)
+        empty = await store.outbox.renew("kit", lanes, _LEASE)
+        await self._write(store, first := sample("orders", "a"), sample("orders", "a"))
+        pending = await store.outbox.renew("kit", lanes, _LEASE)
+        of_others = await store.outbox.renew("idle", [], _LEASE)
+        await self._settle_failed(store, lanes, _LEASE, only=[first.id])
+        rescheduled = await store.outbox.renew("kit", lanes, _LEASE)
+
+        assert [each.waiting for each in (empty, pending, of_others, rescheduled)] == [False, True, False, True]
+
+    @_store_test
+    async def test_what_is_parked_does_not_wait(self, store: Store) -> None:
+        """A relay that looked for it again and again would never be quiet."""
+        first, second = sample("orders", "a"), sample("orders", "a")
+        lanes = await self._park(store, [first, second], parked=[first])
+        parked = await store.outbox.renew("kit", lanes, _LEASE)
+        await store.outbox.retry(await self._record_ids(store, first), who="kit")
+        retried = await store.outbox.renew("kit", lanes, _LEASE)
+
+        assert (parked.waiting, retried.waiting) == (False, True)
+
+    @_store_test
+    async def test_holders_are_told_apart_by_their_leases(self, store: Store) -> None:
+        """`doctor` says from it that lanes stand still since nobody took them over."""
+        nobody = await store.outbox.holders()
+        await self._acquire(store, "vanished", self.short, limit=3)
+        await self.advance(self.short)
+        ended = await store.outbox.holders()
+        lanes = await self._hold(store, "alive")
+        await store.outbox.renew("alive", lanes, _LEASE)
+        held = await store.outbox.holders()
+
+        count = store.outbox.lane_count
+        assert [(list(each.relays), each.held, each.free, each.ended) for each in (nobody, ended, held)] == [
+            ([], 0, count, 0),
+            ([], 0, count - 3, 3),
+            (["alive"], count, 0, 0),
+        ]
+        assert (nobody.longest_ended, held.longest_ended) == (None, None)
+        assert ended.longest_ended is not None
+        assert timedelta(0) <= ended.longest_ended < _LEASE
+        assert nobody.now.tzinfo is not None
 
     @_store_test
     async def test_a_claim_under_an_old_fence_is_refused(self, store: Store) -> None:
@@ -367,7 +454,7 @@ class OutboxStoreConformance(Kit):
         lanes = await self._hold(store, "slow", self.short)
         records = await store.outbox.claim(lanes, 100)
         await self.advance(self.short)
-        lost = await store.outbox.acquire("heir", _LEASE, 1)
+        lost = await self._acquire(store, "heir", limit=1)
 
         with pytest.raises(LaneLostError) as refused:
             await store.outbox.settle(Settlement(lanes=lanes, delivered=records))
@@ -431,6 +518,243 @@ class OutboxStoreConformance(Kit):
         assert len(claimed) == 2_000
         assert ids_by_key(record.envelope for record in claimed) == ids_by_key(written)
         assert (await store.outbox.backlog()).pending == 0
+
+    # --- crashes ---
+
+    @_store_test
+    async def test_lanes_that_were_given_back_are_above_suspicion(self, store: Store) -> None:
+        """A stop is no crash: after a deployment nothing must go in single steps."""
+        await self._write(store, *(sample("orders", f"key-{n}") for n in range(10)))
+        lanes = await self._hold(store, "stopped")
+        await store.outbox.claim(lanes, 10)
+        await store.outbox.step(lanes, until=_FAR)
+        await store.outbox.release("stopped", lanes)
+
+        assert await self._suspicions(store) == {}
+
+    @_store_test
+    async def test_an_empty_lane_is_above_suspicion(self, store: Store) -> None:
+        """A relay that vanished with nothing in hand vanished for another reason."""
+        await self._vanish(store, "killed")
+
+        assert await self._suspicions(store) == {}
+
+    @_store_test
+    async def test_what_a_vanished_relay_may_have_had_in_hand_is_suspected(self, store: Store) -> None:
+        """Up to the last record that it can have claimed, and no further: single steps are slow."""
+        written = [sample("orders", "a") for _ in range(5)]
+        await self._write(store, *written)
+        ids = await self._record_ids(store, *written)
+        await self._vanish(store, "killed")
+
+        [suspicion] = (await self._suspicions(store, in_hand=3)).values()
+
+        assert suspicion == Suspicion(until=ids[2])
+
+    @_store_test
+    async def test_the_records_in_hand_are_those_of_all_its_lanes(self, store: Store) -> None:
+        """None that it may have had in hand is left out, whichever lane it is in."""
+        written = [sample("orders", f"key-{n}") for n in range(20)]
+        await self._write(store, *written)
+        lanes = await self._hold(store, "killed", self.short)
+        in_hand = await store.outbox.claim(lanes, 12)
+        await self.advance(self.short)
+
+        suspicions = await self._suspicions(store, in_hand=12)
+
+        assert [each.id for each in in_hand if each.id > suspicions[each.lane].until] == []
+
+    @_store_test
+    async def test_a_step_takes_the_first_due_record_of_each_lane(self, store: Store) -> None:
+        """One record per lane in hand: the smallest circle of suspects that still gets on."""
+        written = [sample("orders", f"key-{n % 10}") for n in range(30)]
+        await self._write(store, *written)
+        lanes = await self._hold(store)
+        claimed = await store.outbox.claim(lanes, 100)
+
+        stepped = await store.outbox.step(lanes, until=_FAR)
+
+        firsts = {each.lane: each for each in reversed(claimed)}
+        assert sorted(each.id for each in stepped) == sorted(each.id for each in firsts.values())
+        assert {each.crashes for each in stepped} == {0}
+        assert [each.envelope for each in stepped] == [firsts[each.lane].envelope for each in stepped]
+
+    @_store_test
+    async def test_a_step_goes_no_further_than_until(self, store: Store) -> None:
+        """What lies beyond was in nobody's hand, and goes in batches."""
+        written = [sample("orders", "a") for _ in range(3)]
+        await self._write(store, *written)
+        ids = await self._record_ids(store, *written)
+        lanes = await self._hold(store)
+
+        steps: list[list[int]] = []
+        for _ in range(3):
+            stepped = await store.outbox.step(lanes, until=ids[1])
+            await store.outbox.settle(Settlement(lanes=lanes, delivered=stepped, stepped=True))
+            steps.append([each.id for each in stepped])
+
+        assert steps == [[ids[0]], [ids[1]], []]
+
+    @_store_test
+    async def test_a_step_passes_over_what_is_held_back(self, store: Store) -> None:
+        """A parked record at the head of a lane must not end the search behind it."""
+        first, second, other = sample("orders", "a"), sample("orders", "a"), _in_lane_of("orders", "a")
+        lanes = await self._park(store, [first, second, other], parked=[first])
+
+        assert _ids(await store.outbox.step(lanes, until=_FAR)) == [other.id]
+
+    @_store_test
+    async def test_a_step_under_an_old_fence_is_refused_and_marks_nothing(self, store: Store) -> None:
+        """A relay that was taken for dead must not lay blame at its successor's door."""
+        await self._write(store, sample("orders", "a"))
+        lanes = await self._hold(store, "frozen", self.short)
+        await self.advance(self.short)
+        heir = await self._hold(store, "heir", self.short)
+
+        with pytest.raises(LaneLostError):
+            await store.outbox.step(lanes, until=_FAR)
+
+        [record] = await store.outbox.step(heir, until=_FAR)
+        assert record.crashes == 0
+
+    @_store_test
+    async def test_the_record_of_a_step_is_named_when_its_relay_vanishes(self, store: Store) -> None:
+        """The mark is committed before the record is published: what kills a relay leaves its name behind."""
+        await self._write(store, poison := sample("orders", "a"), sample("orders", "a"))
+        [poison_id] = await self._record_ids(store, poison)
+        await self._vanish(store, "killed", poison)
+
+        [suspicion] = (await self._suspicions(store)).values()
+
+        assert (suspicion.record, suspicion.crashes) == (poison_id, 1)
+        assert suspicion.until >= poison_id
+
+    @_store_test
+    async def test_crashes_in_a_row_are_counted_before_the_record_is_published(self, store: Store) -> None:
+        """Counted at settle, a record that kills every relay would never be counted at all."""
+        await self._write(store, poison := sample("orders", "a"), sample("orders", "a"))
+        for n in range(3):
+            await self._vanish(store, f"killed-{n}", poison)
+
+        lanes = await self._hold(store, "heir")
+        [record] = await store.outbox.step(lanes, until=_FAR)
+
+        assert (record.envelope.id, record.crashes) == (poison.id, 3)
+
+    @_store_test
+    async def test_a_relay_that_vanishes_before_its_step_adds_no_crash(self, store: Store) -> None:
+        """It took the lane over and died of something else: the record was not in its hand."""
+        await self._write(store, suspect := sample("orders", "a"))
+        await self._vanish(store, "killed", suspect)
+        await self._vanish(store, "unlucky")
+
+        [suspicion] = (await self._suspicions(store)).values()
+
+        assert suspicion.crashes == 1
+
+    @_store_test
+    async def test_a_settled_step_takes_the_mark_off(self, store: Store) -> None:
+        """The record has been published and nobody vanished: it is cleared."""
+        await self._write(store, *(sample("orders", "a") for _ in range(3)))
+        lanes = await self._hold(store, "killed", self.short)
+        [first] = await store.outbox.step(lanes, until=_FAR)
+        await store.outbox.settle(Settlement(lanes=lanes, delivered=[first], stepped=True))
+        [second] = await store.outbox.step(lanes, until=_FAR)
+        await store.outbox.settle(Settlement(lanes=lanes, failed=[_failed(second, timedelta(0))], stepped=True))
+        await self.advance(self.short)
+
+        [suspicion] = (await self._suspicions(store)).values()
+
+        assert (suspicion.record, suspicion.crashes) == (None, 0)
+
+    @_store_test
+    async def test_the_mark_of_another_record_is_replaced(self, store: Store) -> None:
+        """The count belongs to one record: the next one begins at 0."""
+        first, second = sample("orders", "a"), sample("orders", "a")
+        await self._write(store, first, second)
+        await self._vanish(store, "killed", first)
+        lanes = await self._hold(store, "heir", self.short)
+        [record] = await store.outbox.claim(lanes, 1)
+        await store.outbox.settle(Settlement(lanes=lanes, delivered=[record]))
+        [stepped] = await store.outbox.step(lanes, until=_FAR)
+        await self.advance(self.short)
+
+        [suspicion] = (await self._suspicions(store, "next")).values()
+
+        assert (stepped.envelope.id, stepped.crashes) == (second.id, 0)
+        assert (suspicion.record, suspicion.crashes) == (stepped.id, 1)
+
+    @_store_test
+    async def test_a_mark_that_was_taken_off_blames_nobody(self, store: Store) -> None:
+        """The broker was away while the step was in hand: an outage is no crash."""
+        await self._write(store, sample("orders", "a"))
+        lanes = await self._hold(store, "killed", self.short)
+        await store.outbox.step(lanes, until=_FAR)
+        await store.outbox.unmark(lanes)
+        [again] = await store.outbox.step(lanes, until=_FAR)
+        await store.outbox.unmark(lanes)
+        await self.advance(self.short)
+
+        [suspicion] = (await self._suspicions(store)).values()
+
+        assert again.crashes == 0
+        assert (suspicion.record, suspicion.crashes) == (None, 0)
+
+    @_store_test
+    async def test_a_late_unmark_leaves_the_mark_of_the_new_owner(self, store: Store) -> None:
+        """A relay that was frozen wakes up to the outage that it was in: its lane is another one's now."""
+        await self._write(store, suspect := sample("orders", "a"))
+        frozen = await self._hold(store, "frozen", self.short)
+        await self.advance(self.short)
+        await self._vanish(store, "killed", suspect)
+
+        await store.outbox.unmark(frozen)
+
+        [suspicion] = (await self._suspicions(store)).values()
+        assert suspicion.crashes == 1
+
+    @_store_test
+    async def test_a_release_takes_the_mark_off(self, store: Store) -> None:
+        """A relay that is told to stop in the middle of a step has not crashed."""
+        await self._write(store, sample("orders", "a"))
+        lanes = await self._hold(store, "stopped")
+        await store.outbox.step(lanes, until=_FAR)
+        await store.outbox.release("stopped", lanes, leaving=True)
+
+        heir = await self._hold(store, "heir")
+        [record] = await store.outbox.step(heir, until=_FAR)
+
+        assert record.crashes == 0
+
+    @_store_test
+    async def test_a_late_step_settles_nothing(self, store: Store) -> None:
+        """Its fence is checked as in every settlement, and the mark of the new owner stays."""
+        await self._write(store, suspect := sample("orders", "a"))
+        frozen = await self._hold(store, "frozen", self.short)
+        stepped = await store.outbox.step(frozen, until=_FAR)
+        await self.advance(self.short)
+        await self._vanish(store, "killed", suspect)
+
+        with pytest.raises(LaneLostError):
+            await store.outbox.settle(Settlement(lanes=frozen, delivered=stepped, stepped=True))
+
+        [suspicion] = (await self._suspicions(store)).values()
+        assert (suspicion.record, suspicion.crashes) == (stepped[0].id, 2)
+
+    @_store_test
+    async def test_the_crashes_of_a_retried_record_start_again(self, store: Store) -> None:
+        """The operator has mended the cause: the next step must not park it at once."""
+        await self._write(store, poison := sample("orders", "a"))
+        for n in range(3):
+            await self._vanish(store, f"killed-{n}", poison)
+        lanes = await self._hold(store, "heir")
+        [record] = await store.outbox.step(lanes, until=_FAR)
+        await store.outbox.settle(Settlement(lanes=lanes, failed=[_failed(record, None)], stepped=True))
+
+        await store.outbox.retry([record.id], who="kit")
+
+        [again] = await store.outbox.step(lanes, until=_FAR)
+        assert (again.id, again.crashes) == (record.id, 0)
 
     # --- settling ---
 
@@ -621,6 +945,58 @@ class OutboxStoreConformance(Kit):
         assert _ids(await store.outbox.claim(lanes, 10)) == [second.id, third.id]
 
     @_store_test
+    async def test_what_is_behind_a_parked_record_follows_a_retry_in_order(self, store: Store) -> None:
+        """Also what was written after the parking, and after the retry."""
+        written = [sample("orders", "a") for _ in range(6)]
+        lanes = await self._park(store, written[:3], parked=written[:1])
+        await self._write(store, *written[3:5])
+        await store.outbox.claim(lanes, 10)
+        await store.outbox.retry(await self._record_ids(store, written[0]), who="kit")
+        await self._write(store, written[5])
+
+        assert _ids(await store.outbox.claim(lanes, 10)) == ids_of(written)
+
+    @_store_test
+    async def test_what_is_behind_a_parked_record_stays_visible(self, store: Store) -> None:
+        """Operators see how much one record holds up; out of the way is not out of sight."""
+        written = [sample("orders", "a") for _ in range(4)]
+        lanes = await self._park(store, written[:3], parked=written[:1])
+        await self._write(store, written[3])
+        await store.outbox.claim(lanes, 10)
+
+        held = await store.outbox.find(OutboxFilter(state="held"))
+        everything = await store.outbox.find(OutboxFilter())
+
+        assert [each.envelope.id for each in held] == ids_of(written[1:])
+        assert [each.envelope.id for each in everything] == ids_of(written)
+        assert (await store.outbox.backlog()).parked == 1
+
+    @_store_test
+    async def test_what_is_behind_a_parked_record_survives_a_change_of_owner(self, store: Store) -> None:
+        """The next relay knows nothing but what the tables say."""
+        written = [sample("orders", "a") for _ in range(3)]
+        lanes = await self._park(store, written[:2], parked=written[:1])
+        await store.outbox.release("kit", lanes)
+        heir = await self._hold(store, "heir")
+        await self._write(store, written[2])
+
+        held_back = await store.outbox.claim(heir, 10)
+        await store.outbox.discard(await self._record_ids(store, written[0]), who="kit")
+        released = await store.outbox.claim(heir, 10)
+
+        assert (_ids(held_back), _ids(released)) == ([], ids_of(written[1:]))
+
+    @_store_test
+    async def test_of_two_parked_records_of_a_key_discarding_the_first_leaves_the_second(self, store: Store) -> None:
+        """What is between them is free, what is behind the second still waits."""
+        written = [sample("orders", "a") for _ in range(4)]
+        lanes = await self._park(store, written, parked=[written[0], written[2]])
+
+        await store.outbox.discard(await self._record_ids(store, written[0]), who="kit")
+
+        assert _ids(await store.outbox.claim(lanes, 10)) == [written[1].id]
+
+    @_store_test
     async def test_a_rescheduled_record_can_be_discarded_and_a_pending_one_cannot(self, store: Store) -> None:
         """A pending record may be on its way to the broker at this moment: giving it up would promise too much."""
         await self._write(store, first := sample("orders", "a"), second := sample("orders", "a"))
@@ -706,6 +1082,183 @@ class OutboxStoreConformance(Kit):
         assert lanes
 
     @_store_test
+    async def test_records_are_found_by_error_and_age_and_page_by_page(self, store: Store) -> None:
+        """Thousands are parked after a bad deployment: those of one reason, of before, and not all at once."""
+        old, older = sample("orders", "a"), sample("orders", "b")
+        lanes = await self._park(store, [old, older], parked=[older])
+        await self.advance(self.short)
+        await self._write(store, new := sample("orders", "c"))
+
+        async def found(**wanted: Any) -> list[str]:
+            return [each.envelope.id for each in await store.outbox.find(OutboxFilter(**wanted))]
+
+        [first_id, second_id] = await self._record_ids(store, old, older)
+        assert await found(error="fus") == ids_of([older])
+        assert await found(error="no such reason") == []
+        assert await found(error="%") == []
+        assert await found(older_than=self.short, limit=2) == ids_of([old, older])
+        assert await found(older_than=timedelta(days=1)) == []
+        assert await found(limit=1) == ids_of([old])
+        assert await found(limit=1, after=first_id) == ids_of([older])
+        assert await found(after=second_id) == ids_of([new])
+        assert lanes
+
+    # --- history ---
+
+    @_store_test
+    async def test_delivered_records_are_kept_when_asked(self, store: Store) -> None:
+        """The history: out of the way of everything, and shown only when asked for by its state."""
+        envelope = full_sample("orders")
+        await self._write(store, envelope, gone := sample("orders", "b"))
+        lanes = await self._hold(store)
+        records = {each.envelope.id: each for each in await store.outbox.claim(lanes, 10)}
+        await store.outbox.settle(Settlement(lanes=lanes, delivered=[records[gone.id]]))
+        await store.outbox.settle(Settlement(lanes=lanes, delivered=[records[envelope.id]], keep=True))
+
+        [kept] = await store.outbox.find(OutboxFilter(state="delivered"))
+
+        assert kept.envelope == records[envelope.id].envelope
+        assert (kept.id, kept.state) == (records[envelope.id].id, "delivered")
+        assert list(await store.outbox.find(OutboxFilter())) == []
+        assert list(await store.outbox.find(OutboxFilter(ids=[kept.id]))) == []
+        assert (await store.outbox.backlog()).pending == 0
+        assert list(await store.outbox.claim(lanes, 10)) == []
+
+    @_store_test
+    async def test_the_history_is_found_by_every_filter(self, store: Store) -> None:
+        """What went out about this order, and when?"""
+        written = [sample("orders", "a"), sample("orders", "b"), sample("stock", "a")]
+        lanes = await self._keep(store, *written)
+
+        async def found(**wanted: Any) -> list[str]:
+            return [each.envelope.id for each in await store.outbox.find(OutboxFilter(state="delivered", **wanted))]
+
+        [first, *_] = await store.outbox.find(OutboxFilter(state="delivered"))
+        assert await found() == ids_of(written)
+        assert await found(key="a") == ids_of([written[0], written[2]])
+        assert await found(topic="stock") == ids_of([written[2]])
+        assert await found(after=first.id, limit=1) == ids_of([written[1]])
+        assert lanes
+
+    @_store_test
+    async def test_a_settlement_that_is_repeated_keeps_a_record_once(self, store: Store) -> None:
+        """The answer to the first one was lost on the way."""
+        await self._write(store, sample("orders", "a"))
+        lanes = await self._hold(store)
+        delivered = await store.outbox.claim(lanes, 10)
+
+        for _ in range(2):
+            await store.outbox.settle(Settlement(lanes=lanes, delivered=delivered, keep=True))
+
+        assert len(await store.outbox.find(OutboxFilter(state="delivered"))) == 1
+
+    @_store_test
+    async def test_replayed_records_come_at_the_end_under_their_own_ids(self, store: Store) -> None:
+        """A consumer that had one drops it by its id; the sequence is new, or readers would refuse a step back."""
+        first, second, third = sample("orders", "a"), sample("orders", "a"), sample("orders", "a")
+        lanes = await self._keep(store, first, second)
+        await self._write(store, third)
+        kept = await store.outbox.find(OutboxFilter(state="delivered"))
+
+        count = await store.outbox.replay([*(each.id for each in kept), 987_654_321], who="kit")
+        claimed = await store.outbox.claim(lanes, 10)
+
+        assert count == 2
+        assert _ids(claimed) == ids_of([third, first, second])
+        assert [each.envelope.sequence for each in claimed] == [each.id for each in claimed]
+        assert len(await store.outbox.find(OutboxFilter(state="delivered"))) == 2
+        assert await store.outbox.replay([], who="kit") == 0
+
+    @_store_test
+    async def test_the_history_is_cleaned_up_in_pieces(self, store: Store) -> None:
+        """What retention says is done with goes, oldest first and never all at once; what is younger stays."""
+        written = [sample("orders", "a") for _ in range(5)]
+        lanes = await self._keep(store, *written)
+
+        young = await store.clean_up(Retention(history=_LEASE), 10)
+        for_ever = await store.clean_up(Retention(), 10)
+        await self.advance(self.short)
+        pieces = [await store.clean_up(Retention(history=self.short), 3)]
+        left = await store.outbox.find(OutboxFilter(state="delivered"))
+        pieces += [await store.clean_up(Retention(history=self.short), 3) for _ in range(2)]
+
+        assert (young, for_ever, pieces) == (0, 0, [3, 2, 0])
+        assert [each.envelope.id for each in left] == ids_of(written[3:])
+        assert list(await store.outbox.find(OutboxFilter(state="delivered"))) == []
+        assert lanes
+
+    # --- wake-ups ---
+
+    @_store_test
+    async def test_a_wake_up_reaches_every_relay_that_listens(self, store: Store) -> None:
+        """The process that committed knows nothing of who holds the lane."""
+        wake_ups = self._wake_ups_of(store)
+        async with wake_ups.listen("one") as one, wake_ups.listen("two") as two:
+            await wake_ups.send()
+
+            assert await self._hears(one, "work")
+            assert await self._hears(two, "work")
+
+    @_store_test
+    async def test_a_renewal_echoes_to_its_owner(self, store: Store) -> None:
+        """Listening that silently stopped working is found only by a sound that must come, on another connection."""
+        wake_ups = self._wake_ups_of(store)
+        async with wake_ups.listen("one") as one, wake_ups.listen("two") as two:
+            await store.outbox.renew("one", [], _LEASE)
+
+            assert await self._hears(one, "echo")
+            await store.outbox.renew("two", [], _LEASE)
+            await wake_ups.send()
+            # Sounds come in order: had "one" heard the echo of "two", it would come before the wake-up.
+            assert await one.hear() == "work"
+            assert await self._hears(two, "echo")
+
+    @_store_test
+    async def test_wake_ups_that_nobody_waited_for_are_kept(self, store: Store) -> None:
+        """A relay is busy when they come; it looks again before it sleeps."""
+        wake_ups = self._wake_ups_of(store)
+        async with wake_ups.listen("one") as ear:
+            for _ in range(50):
+                await wake_ups.send()
+
+            assert await self._hears(ear, "work")
+
+    @_store_test
+    async def test_sending_without_a_listener_is_harmless(self, store: Store) -> None:
+        """A web process does not know whether a relay is up."""
+        wake_ups = self._wake_ups_of(store)
+        async with wake_ups.listen("one"):
+            pass
+
+        await wake_ups.send()
+        async with wake_ups.listen("one") as ear:
+            await wake_ups.send()
+
+            assert await self._hears(ear, "work")
+
+    def _wake_ups_of(self, store: Store) -> WakeUps:
+        if store.outbox.wake_ups is None:
+            pytest.skip(f"{type(store).__name__} has no wake-ups: its relays look for work at intervals")
+        return store.outbox.wake_ups
+
+    async def _hears(self, ear: Ear, sound: Heard) -> bool:
+        """Whether this sound comes within patience; others before it are passed over."""
+        with anyio.move_on_after(self.patience.total_seconds()):
+            while await ear.hear() != sound:
+                pass
+            return True
+        return False
+
+    async def _keep(self, store: Store, *envelopes: Envelope) -> Sequence[HeldLane]:
+        """Write, deliver and keep them, one after the other."""
+        await self._write(store, *envelopes)
+        lanes = await self._hold(store)
+        for _ in envelopes:
+            delivered = await store.outbox.claim(lanes, 1)
+            await store.outbox.settle(Settlement(lanes=lanes, delivered=delivered, keep=True))
+        return lanes
+
+    @_store_test
     async def test_the_backlog_counts_what_waits(self, store: Store) -> None:
         """The one figure that is watched: whether the relay keeps up, and whether somebody must look."""
         empty = await store.outbox.backlog()
@@ -771,9 +1324,44 @@ class OutboxStoreConformance(Kit):
 
     async def _hold(self, store: Store, owner: str = "kit", lease: timedelta = _LEASE) -> Sequence[HeldLane]:
         """All lanes."""
-        lanes = await store.outbox.acquire(owner, lease, store.outbox.lane_count)
+        lanes = await self._acquire(store, owner, lease)
         assert len(lanes) == store.outbox.lane_count
         return lanes
+
+    async def _acquire(
+        self, store: Store, owner: str, lease: timedelta = _LEASE, *, limit: int | None = None
+    ) -> Sequence[HeldLane]:
+        return [each.lane for each in await self._take(store, owner, lease, limit=limit)]
+
+    async def _take(
+        self,
+        store: Store,
+        owner: str,
+        lease: timedelta = _LEASE,
+        *,
+        limit: int | None = None,
+        in_hand: int = _IN_HAND,
+    ) -> Sequence[TakenLane]:
+        """Up to `limit` lanes (all that can be had unless given), with their suspicions."""
+        wanted = store.outbox.lane_count if limit is None else limit
+        return await store.outbox.acquire(owner, lease, wanted, in_hand=in_hand)
+
+    async def _vanish(self, store: Store, owner: str, *envelopes: Envelope) -> None:
+        """A relay that takes all lanes, has these records in hand in single steps, and is never heard of again.
+        Without records: one that claims a batch.
+        """
+        lanes = await self._hold(store, owner, self.short)
+        if envelopes:
+            stepped = await store.outbox.step(lanes, until=_FAR)
+            assert sorted(_ids(stepped)) == sorted(ids_of(envelopes))
+        else:
+            await store.outbox.claim(lanes, 10)
+        await self.advance(self.short)
+
+    async def _suspicions(self, store: Store, owner: str = "heir", *, in_hand: int = _IN_HAND) -> dict[int, Suspicion]:
+        """By lane, after taking all that can be had."""
+        taken = await self._take(store, owner, in_hand=in_hand)
+        return {each.lane.number: each.suspicion for each in taken if each.suspicion is not None}
 
     async def _claim_all(self, store: Store, owner: str = "kit") -> Sequence[ClaimedRecord]:
         lanes = await self._hold(store, owner)
@@ -828,3 +1416,10 @@ def _ids(records: Sequence[ClaimedRecord]) -> list[str]:
 
 def _lane_number(lane: HeldLane) -> int:
     return lane.number
+
+
+def _in_lane_of(topic: str, key: str) -> Envelope:
+    """A record of another key in the same lane."""
+    lane = lane_of(topic, key, "")
+    other = next(f"other-{n}" for n in range(10_000) if lane_of(topic, f"other-{n}", "") == lane)
+    return sample(topic, other)

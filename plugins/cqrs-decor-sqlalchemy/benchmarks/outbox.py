@@ -9,7 +9,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from cqrs_decor._ids import new_id
 from cqrs_decor.envelope import Envelope
-from cqrs_decor.lanes import LANES
+from cqrs_decor.lanes import LANES, HeldLane
 from cqrs_decor.outbox import Settlement
 from cqrs_decor_sqlalchemy import SqlAlchemyStore
 from cqrs_decor_sqlalchemy.columns import DatabaseNow
@@ -30,6 +30,7 @@ from tests.services import PostgresServer, running
 Way = Callable[[int], Awaitable[Any]]
 
 _BATCH = 500
+_CLAIMS = 20
 
 
 class Base(DeclarativeBase):
@@ -52,6 +53,7 @@ async def main(url: str) -> None:
     await emitting(store, url)
     await relaying(store, url)
     await claiming_at_size(store)
+    await growing(store)
     await store.close()
 
 
@@ -96,7 +98,7 @@ async def emitting(store: SqlAlchemyStore, url: str) -> None:
 async def relaying(store: SqlAlchemyStore, url: str) -> None:
     """Claim and settle one after another, 500 at a time; by hand with the bare driver, decoding nothing."""
     driver = await asyncpg.connect(url.replace("+asyncpg", ""))
-    lanes = await store.outbox.acquire("benchmark", timedelta(minutes=30), LANES)
+    lanes = await _held(store, LANES)
     numbers = [lane.number for lane in lanes]
 
     async def through_store(_: int) -> None:
@@ -119,15 +121,70 @@ async def relaying(store: SqlAlchemyStore, url: str) -> None:
 
 
 async def claiming_at_size(store: SqlAlchemyStore) -> None:
-    """With statistics as a burst leaves them, which is none."""
-    lanes = await store.outbox.acquire("benchmark", timedelta(minutes=30), LANES)
+    """With statistics as a burst leaves them, which is none; then with what is left of the burst after it was settled,
+    also for one who keeps an old snapshot open all the while.
+    """
+    lanes = await _held(store, LANES)
+    shares = {count: lanes[:count] for count in (1, LANES // 2, LANES)}
+    await _claims(store, shares, "nothing waits")
     for size in (1_000, 1_000_000):
-        async with store.database.engine.begin() as connection:
-            await connection.execute(text("DELETE FROM cqrs_outbox"))
-            await connection.execute(text(_MANY), {"size": size})
-        took = [await _timed(lambda _: store.outbox.claim(lanes, _BATCH), number) for number in range(30)]
-        print(f"claim of {_BATCH} out of {size:9,}: {statistics.median(took) * 1e3:6.1f} ms")
+        await _burst(store, size)
+        await _claims(store, shares, f"{size:9,} wait, evenly")
+        await _emptied(store)
+    await _burst(store, 1_000_000, "n % 16")
+    await _claims(store, {LANES // 2: lanes[LANES // 2 :], 1: lanes[-1:]}, "1,000,000 wait in 16 lanes of others")
+    await _emptied(store)
+
+    async with store.database.engine.connect() as reading:
+        backup = await reading.execution_options(isolation_level="REPEATABLE READ")
+        await backup.execute(text("SELECT count(*) FROM cqrs_outbox"))
+        await _burst(store, 1_000_000)
+        await _emptied(store)
+        await _burst(store, 1_000)
+        await _claims(store, shares, "1,000,000 settled, snapshot open, before the bound moved")
+        for _ in range(2):
+            took = await _timed(lambda _: store.outbox.upkeep.run(lanes), 0)
+            print(f"moving the bound: {took * 1e3:6.1f} ms")
+        await _burst(store, 1_000)
+        await _claims(store, shares, "1,000,000 settled, snapshot open, after the bound moved")
+        await backup.rollback()
     await store.outbox.release("benchmark", lanes)
+
+
+async def growing(store: SqlAlchemyStore) -> None:
+    """A second burst must find room where the first one was."""
+    for number in (1, 2):
+        await _burst(store, 1_000_000)
+        await _emptied(store)
+        async with store.database.engine.connect() as connection:
+            vacuuming = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await vacuuming.execute(text("VACUUM cqrs_outbox"))
+            size = await vacuuming.scalar(text("SELECT pg_total_relation_size('cqrs_outbox')"))
+        print(f"after burst {number} of 1,000,000 and VACUUM: {(size or 0) / 1e6:,.0f} MB")
+
+
+async def _held(store: SqlAlchemyStore, limit: int) -> list[HeldLane]:
+    taken = await store.outbox.acquire("benchmark", timedelta(minutes=30), limit, in_hand=_BATCH)
+    return [each.lane for each in taken]
+
+
+async def _burst(store: SqlAlchemyStore, size: int, lane: str = "n % 32") -> None:
+    async with store.database.engine.begin() as connection:
+        await connection.execute(text(_MANY.replace("n % 32", lane)), {"size": size})
+
+
+async def _emptied(store: SqlAlchemyStore) -> None:
+    """As if all had been settled, and nothing cleaned up."""
+    async with store.database.engine.begin() as connection:
+        await connection.execute(text("DELETE FROM cqrs_outbox"))
+
+
+async def _claims(store: SqlAlchemyStore, shares: Mapping[int, Sequence[HeldLane]], what: str) -> None:
+    for count, lanes in shares.items():
+        took = [
+            await _timed(lambda _, lanes=lanes: store.outbox.claim(lanes, _BATCH), number) for number in range(_CLAIMS)
+        ]
+        print(f"claim of {_BATCH}, {count:2} of {LANES} lanes: {statistics.median(took) * 1e3:7.1f} ms   {what}")
 
 
 async def _compared(ways: dict[str, Way], clients: int, *, rounds: int) -> dict[str, float]:

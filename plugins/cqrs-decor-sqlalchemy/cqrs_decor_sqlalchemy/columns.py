@@ -1,10 +1,25 @@
-"""Column types and the database's clock, each in the words of its database."""
+"""Column types, lists and the database's clock, each in the words of its database."""
 
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Float, Integer, LargeBinary, String, Text, bindparam
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Float,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    any_,
+    bindparam,
+    func,
+    select,
+)
 from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -78,6 +93,24 @@ def time_type() -> TypeEngine[datetime]:
 def id_type() -> TypeEngine[int]:
     """64 bits; on SQLite the type that makes a primary key the row's own number."""
     return BigInteger().with_variant(Integer(), "sqlite")
+
+
+def among(
+    column: ColumnElement[int], name: str, dialect: str, kind: TypeEngine[int] | None = None
+) -> ColumnElement[bool]:
+    """Whether the column is in the list `name`. `= ANY` of an array where there are arrays: one text for any number of
+    ids, and the index keeps its order.
+    """
+    if dialect == "postgresql":
+        return column == any_(bindparam(name, type_=ARRAY(kind or BigInteger())))
+    return column.in_(bindparam(name, expanding=True, literal_execute=True, type_=BigInteger()))
+
+
+def not_among(column: ColumnElement[int], name: str, dialect: str) -> ColumnElement[bool]:
+    """PostgreSQL hashes the ids of a subquery once; it would compare `<> ALL` of an array one by one."""
+    if dialect == "postgresql":
+        return column.not_in(select(func.unnest(bindparam(name, type_=ARRAY(BigInteger())))))
+    return column.not_in(bindparam(name, expanding=True, literal_execute=True, type_=BigInteger()))
 
 
 class DatabaseNow(FunctionElement[datetime]):

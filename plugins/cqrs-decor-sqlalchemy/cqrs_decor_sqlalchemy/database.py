@@ -2,12 +2,13 @@
 
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import anyio
+from sqlalchemy import Executable
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cqrs_decor_sqlalchemy.dialects import READING
@@ -80,6 +81,19 @@ class Database:
                 )
             await anyio.sleep(random.uniform(0, 0.01 * attempt))
         raise AssertionError("the last attempt returns or raises")
+
+    async def run(self, statement: Executable, parameters: Mapping[str, object]) -> None:
+        """Run one statement and commit it, without what `write` sets up for transactions of several.
+
+        Raises:
+            StoreUnavailableError, StoreAccessError: By what the driver says.
+        """
+        try:
+            with anyio.fail_after(self.settings.timeout.total_seconds()):
+                async with self.engine.begin() as connection:
+                    await connection.execute(statement, parameters)
+        except Exception as error:  # drivers raise classes of their own while they connect
+            self.raise_translated(error)
 
     def raise_translated(self, error: Exception) -> NoReturn:
         """Raise the library's own error for what a driver raised; everything else as it is."""

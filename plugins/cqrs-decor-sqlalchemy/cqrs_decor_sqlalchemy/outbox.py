@@ -1,52 +1,78 @@
 """The outbox of one database."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Select, Table, Update
+from sqlalchemy import Executable
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cqrs_decor.errors import LaneLostError
-from cqrs_decor.lanes import LANES, HeldLane
-from cqrs_decor.outbox import Backlog, ClaimedRecord, FailedRecord, OutboxFilter, Settlement, StoredRecord
+from cqrs_decor.lanes import LANES, HeldLane, Renewal, TakenLane
+from cqrs_decor.outbox import (
+    Backlog,
+    ClaimedRecord,
+    FailedRecord,
+    Holders,
+    OutboxFilter,
+    Settlement,
+    StoredRecord,
+    WakeUps,
+)
 from cqrs_decor_sqlalchemy.database import Database
-from cqrs_decor_sqlalchemy.outbox_queries import PARKED, OutboxQueries
-from cqrs_decor_sqlalchemy.records import claimed_record, envelope_of, stored_text
+from cqrs_decor_sqlalchemy.lower_bound import LowerBound
+from cqrs_decor_sqlalchemy.merged_claim import MergedClaim
+from cqrs_decor_sqlalchemy.outbox_lanes import OutboxLanes
+from cqrs_decor_sqlalchemy.outbox_operators import OutboxOperators
+from cqrs_decor_sqlalchemy.outbox_parking import OutboxParking
+from cqrs_decor_sqlalchemy.outbox_queries import OutboxQueries
+from cqrs_decor_sqlalchemy.outbox_upkeep import OutboxUpkeep
+from cqrs_decor_sqlalchemy.records import claimed_records, stored_text
 
 COUNTED = 100_000
 """How far the backlog is counted; beyond that it is estimated by the range of the ids, gaps included."""
 
 
 class SqlAlchemyOutbox:
-    """Outbox records in the tables `outbox`, `outbox_lane`, `outbox_hold` and `outbox_parked`."""
+    """Outbox records in the tables `outbox`, `outbox_lane`, `outbox_hold`, `outbox_parked` and `outbox_history`.
+
+    Attributes:
+        upkeep: Runs by itself while there are records.
+    """
 
     lane_count = LANES
+    wake_ups: WakeUps | None = None
 
     def __init__(self, database: Database) -> None:
+        dialect = database.engine.dialect
         self._database = database
         self._queries = OutboxQueries(database.tables, database.dialect)
-        self._owners: dict[HeldLane, str] = {}
+        self._merged = MergedClaim(database.tables, dialect.identifier_preparer.format_table)
+        bound = LowerBound(database.tables, dialect)
+        self._lanes = OutboxLanes(database, bound)
+        self._parking = OutboxParking(database, self._lanes)
+        self.upkeep = OutboxUpkeep(database, self._lanes, bound, self._parking)
+        self._operators = OutboxOperators(database)
 
-    async def acquire(self, owner: str, lease: timedelta, limit: int) -> Sequence[HeldLane]:
-        async def work(connection: AsyncConnection) -> list[HeldLane]:
-            free = (await connection.execute(self._queries.free_lanes, {"limit": limit})).all()
-            if free:
-                values = {"lanes": [lane for lane, _ in free], "new_owner": owner, "seconds": lease.total_seconds()}
-                await connection.execute(self._queries.take_lanes, values)
-            return [HeldLane(lane, fence + 1) for lane, fence in free]
+    # --- lanes
 
-        taken = await self._database.write(work)
-        self._owners.update(dict.fromkeys(taken, owner))
-        return taken
+    async def acquire(self, owner: str, lease: timedelta, limit: int, *, in_hand: int) -> Sequence[TakenLane]:
+        return await self._lanes.acquire(owner, lease, limit, in_hand)
 
-    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Sequence[HeldLane]:
-        return await self._change_lanes(owner, lanes, self._queries.renew_lanes, {"seconds": lease.total_seconds()})
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Renewal:
+        renewal = await self._lanes.renew(owner, lanes, lease)
+        if renewal.waiting:
+            self.upkeep.note()
+        if len(renewal.held) == len(lanes):
+            await self.upkeep.run_if_due(lanes)
+        return renewal
 
-    async def release(self, owner: str, lanes: Sequence[HeldLane]) -> None:
-        await self._change_lanes(owner, lanes, self._queries.free_lanes_again, {})
-        for lane in lanes:
-            self._owners.pop(lane, None)
+    async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
+        await self._lanes.release(owner, lanes, leaving=leaving)
+
+    async def holders(self) -> Holders:
+        return await self._lanes.holders()
+
+    # --- the way of a record
 
     async def claim(
         self, lanes: Sequence[HeldLane], limit: int, *, in_flight: Collection[int] = ()
@@ -54,24 +80,41 @@ class SqlAlchemyOutbox:
         numbers = [lane.number for lane in lanes]
 
         async def work(connection: AsyncConnection) -> Sequence[Any]:
-            self._check_fences(lanes, await connection.execute(self._queries.look_at_lanes, {"lanes": numbers}))
-            values: dict[str, Any] = {"lanes": numbers, "limit": limit}
-            if not in_flight:
-                return (await connection.execute(self._queries.claim, values)).all()
-            values["in_flight"] = list(in_flight)
-            return (await connection.execute(self._queries.claim_beside, values)).all()
+            rows = (await connection.execute(self._queries.look_at_lanes, {"lanes": numbers})).all()
+            self._lanes.check_fences(lanes, rows)
+            claim, values = self._claim(numbers, in_flight)
+            return (await connection.execute(claim, {**values, "limit": limit, "now": rows[0].now})).all()
 
         if not lanes:
             return []
-        return [claimed_record(row) for row in await self._database.read(work)]
+        return claimed_records(await self._database.read(work))
+
+    async def step(self, lanes: Sequence[HeldLane], *, until: int) -> Sequence[ClaimedRecord]:
+        async def work(connection: AsyncConnection) -> Sequence[ClaimedRecord]:
+            rows = await self._lanes.lock(connection, lanes)
+            now = (await connection.execute(self._queries.prepare_step)).one()[0]
+            values = {"lanes": [lane.number for lane in lanes], "until": until, "now": now}
+            firsts = (await connection.execute(self._queries.step, values)).all()
+            crashes = await self._lanes.mark(connection, rows, {row.lane: row.id for row in firsts})
+            return claimed_records(firsts, [crashes[row.lane] for row in firsts])
+
+        return await self._database.write(work) if lanes else []
+
+    async def unmark(self, lanes: Sequence[HeldLane]) -> None:
+        await self._lanes.unmark(lanes)
 
     async def settle(self, settlement: Settlement) -> None:
         async def work(connection: AsyncConnection) -> None:
-            await self._lock(connection, settlement.lanes)
-            await self._remove(connection, settlement.delivered)
+            await self._lanes.lock(connection, settlement.lanes)
+            if settlement.delivered:
+                await self._remove(connection, settlement.delivered, keep=settlement.keep)
             if settlement.failed:
                 await self._put_off(connection, settlement.failed)
+            if settlement.stepped:
+                await self._lanes.take_marks_off(connection, _lanes_of(settlement))
 
+        self.upkeep.note(len(settlement.delivered))
+        await self.upkeep.run_if_due(settlement.lanes)  # before it, so that a failure of it leaves nothing half done
         await self._database.write(work)
 
     async def backlog(self) -> Backlog:
@@ -79,150 +122,75 @@ class SqlAlchemyOutbox:
             pending = await connection.scalar(self._queries.count_pending, {"limit": COUNTED + 1}) or 0
             if pending > COUNTED:
                 pending = max(pending, await connection.scalar(self._queries.span) or 0)
-            oldest = (await connection.execute(self._queries.oldest)).first()
-            return Backlog(
-                pending=pending,
-                parked=await connection.scalar(self._queries.count_parked) or 0,
-                oldest=None if oldest is None else max(oldest[1] - oldest[0], timedelta(0)),
-            )
+            first = await connection.scalar(self._queries.oldest)
+            behind, first_behind, now = (await connection.execute(self._queries.count_behind)).one()
+            parked = await connection.scalar(self._queries.count_parked) or 0
+            ages = [now - written_at for written_at in (first, first_behind) if written_at is not None]
+            oldest = max(timedelta(0), *ages) if ages else None
+            return Backlog(pending=pending + behind, parked=parked, oldest=oldest)
 
         return await self._database.read(work)
+
+    # --- operators
 
     async def find(self, wanted: OutboxFilter) -> Sequence[StoredRecord]:
-        async def work(connection: AsyncConnection) -> list[StoredRecord]:
-            found: list[StoredRecord] = []
-            if wanted.state != PARKED:
-                query = _narrowed(self._queries.stored, self._database.tables.outbox, wanted)
-                if wanted.state is not None:
-                    query = query.where(self._queries.state == wanted.state)
-                found += [_stored(row, row.state, row.due_at) for row in await connection.execute(query)]
-            if wanted.state in (None, PARKED):
-                query = _narrowed(self._queries.stored_parked, self._database.tables.parked, wanted)
-                found += [_stored(row, PARKED, None) for row in await connection.execute(query)]
-            return sorted(found, key=lambda record: record.id)[: wanted.limit]
-
-        return await self._database.read(work)
+        return await self._operators.find(wanted)
 
     async def retry(self, ids: Collection[int], *, who: str) -> int:
-        async def work(connection: AsyncConnection) -> int:
-            parked = await self._locked(connection, self._queries.parked_lanes, ids)
-            if parked:
-                await connection.execute(self._queries.put_back, {"ids": parked})
-                await connection.execute(self._queries.delete_parked, {"ids": parked})
-                await connection.execute(self._queries.delete_holds, {"ids": parked})
-                await self._note(connection, "retry", parked, who)
-            return len(parked)
-
-        return await self._database.write(work)
+        return await self._parking.retry(ids, who)
 
     async def discard(self, ids: Collection[int], *, who: str) -> int:
-        async def work(connection: AsyncConnection) -> int:
-            parked = await self._locked(connection, self._queries.parked_lanes, ids)
-            failed = await self._locked(connection, self._queries.failed_lanes, ids)
-            if parked:
-                await connection.execute(self._queries.delete_parked, {"ids": parked})
-            if failed:
-                await connection.execute(self._queries.delete_records, {"ids": failed})
-            if parked or failed:
-                await connection.execute(self._queries.delete_holds, {"ids": parked + failed})
-                await self._note(connection, "discard", parked + failed, who)
-            return len(parked) + len(failed)
+        return await self._parking.discard(ids, who)
 
-        return await self._database.write(work)
+    async def replay(self, ids: Collection[int], *, who: str) -> int:
+        return await self._operators.replay(ids, who=who)
 
-    async def _change_lanes(
-        self, owner: str, lanes: Sequence[HeldLane], change: Update, values: dict[str, object]
-    ) -> list[HeldLane]:
-        """Change the rows of those lanes that the owner still has under the same fence; returns them."""
+    def _claim(self, lanes: Sequence[int], in_flight: Collection[int]) -> tuple[Executable, dict[str, Any]]:
+        """The statement of this database, and what it needs besides limit and time."""
+        beside = {"in_flight": list(in_flight)} if in_flight else {}
+        if self._database.dialect != "postgresql":
+            return self._queries.claim_beside if in_flight else self._queries.claim, {"lanes": lanes, **beside}
+        numbers = {} if len(lanes) == LANES else {f"lane_{n}": lane for n, lane in enumerate(lanes)}
+        return self._merged.of(len(lanes), beside=bool(in_flight)), {**numbers, **beside}
 
-        async def work(connection: AsyncConnection) -> list[HeldLane]:
-            numbers = [lane.number for lane in lanes]
-            rows = await connection.execute(self._queries.lock_lanes, {"lanes": numbers})
-            there = {HeldLane(row.lane, row.fence) for row in rows if row.owner == owner}
-            held = [lane for lane in lanes if lane in there]
-            if held:
-                await connection.execute(change, {"lanes": [lane.number for lane in held], **values})
-            return held
-
-        return await self._database.write(work) if lanes else []
-
-    async def _lock(self, connection: AsyncConnection, lanes: Sequence[HeldLane]) -> None:
-        numbers = [lane.number for lane in lanes]
-        self._check_fences(lanes, await connection.execute(self._queries.lock_lanes, {"lanes": numbers}))
-
-    def _check_fences(self, lanes: Sequence[HeldLane], rows: Iterable[Any]) -> None:
-        fences = {row.lane: row.fence for row in rows}
-        lost = [lane for lane in lanes if fences.get(lane.number) != lane.fence]
-        if lost:
-            owner = self._owners.get(lost[0], "(unknown)")
-            raise LaneLostError(owner, [lane.number for lane in lost])
-
-    async def _remove(self, connection: AsyncConnection, delivered: Sequence[ClaimedRecord]) -> None:
-        if not delivered:
-            return
-        await connection.execute(self._queries.delete_records, {"ids": [record.id for record in delivered]})
+    async def _remove(self, connection: AsyncConnection, delivered: Sequence[ClaimedRecord], *, keep: bool) -> None:
+        ids = [record.id for record in delivered]
+        if keep:
+            await connection.execute(self._queries.keep, {"ids": ids})
+        gone = await connection.execute(self._queries.delete_records, {"ids": ids})
+        if gone.rowcount < len(ids):
+            # Some were put behind a parked one of their key while they were on their way.
+            if keep:
+                await connection.execute(self._queries.keep_behind, {"ids": ids})
+            await connection.execute(self._queries.delete_behind, {"ids": ids})
         held = [record.id for record in delivered if record.attempts and record.envelope.key is not None]
         if held:
             await connection.execute(self._queries.delete_holds, {"ids": held})
 
     async def _put_off(self, connection: AsyncConnection, failed: Sequence[FailedRecord]) -> None:
-        """Those that an operator discarded meanwhile are left alone."""
-        ids = [failure.record.id for failure in failed]
-        there = set((await connection.scalars(self._queries.existing, {"ids": ids})).all())
-        await connection.execute(self._queries.delete_holds, {"ids": ids})
-        later = [failure for failure in failed if failure.delay is not None and failure.record.id in there]
-        never = [failure for failure in failed if failure.delay is None and failure.record.id in there]
+        """Those that an operator discarded meanwhile, or that were put behind a parked one, are left alone; those whose
+        failure is on record already, from a commit whose answer was lost, as well.
+        """
+        rows = await connection.execute(self._queries.existing, {"ids": [failure.record.id for failure in failed]})
+        attempts = {row.id: row.attempts for row in rows}
+        new = [failure for failure in failed if attempts.get(failure.record.id) == failure.record.attempts]
+        if not new:
+            return
+        await connection.execute(self._queries.delete_holds, {"ids": [failure.record.id for failure in new]})
+        later = [failure for failure in new if failure.delay is not None]
+        never = [failure for failure in new if failure.delay is None]
         if later:
             await connection.execute(self._queries.reschedule, [_rescheduled(failure) for failure in later])
             await connection.execute(self._queries.hold_rescheduled, {"ids": [failure.record.id for failure in later]})
         if never:
-            parked = [failure.record.id for failure in never]
-            await connection.execute(self._queries.park, [_parked(failure) for failure in never])
-            await connection.execute(self._queries.hold_parked, {"ids": parked})
-            await connection.execute(self._queries.delete_records, {"ids": parked})
-
-    async def _locked(self, connection: AsyncConnection, query: Executable, ids: Collection[int]) -> list[int]:
-        """Those of the records that are there, with their lanes locked, so that no relay settles one meanwhile."""
-        if not ids:
-            return []
-        rows = (await connection.execute(query, {"ids": list(ids)})).all()
-        if not rows:
-            return []
-        await connection.execute(self._queries.lock_lanes, {"lanes": sorted({row.lane for row in rows})})
-        return [row.id for row in await connection.execute(query, {"ids": list(ids)})]
-
-    async def _note(self, connection: AsyncConnection, action: str, ids: Sequence[int], who: str) -> None:
-        rows = [{"who": who, "action": action, "kind": "outbox", "record_id": record_id} for record_id in ids]
-        await connection.execute(self._queries.note_action, rows)
+            await self._parking.park(connection, never)
 
 
-def _narrowed(query: Select[Any], table: Table, wanted: OutboxFilter) -> Select[Any]:
-    if wanted.ids:
-        query = query.where(table.c.id.in_(list(wanted.ids)))
-    if wanted.topic is not None:
-        query = query.where(table.c.topic == wanted.topic)
-    if wanted.key is not None:
-        query = query.where(table.c.key == wanted.key)
-    return query.limit(wanted.limit)
-
-
-def _stored(row: Any, state: str, due_at: Any) -> StoredRecord:
-    return StoredRecord(
-        id=row.id,
-        lane=row.lane,
-        envelope=envelope_of(row),
-        state=state,
-        attempts=row.attempts,
-        error=row.error,
-        written_at=row.written_at,
-        due_at=due_at,
-    )
+def _lanes_of(settlement: Settlement) -> Sequence[int]:
+    failed = [failure.record.lane for failure in settlement.failed]
+    return sorted({*(record.lane for record in settlement.delivered), *failed})
 
 
 def _rescheduled(failure: FailedRecord) -> dict[str, object]:
     delay = failure.delay or timedelta(0)
     return {"failed_id": failure.record.id, "reason": stored_text(failure.error), "seconds": delay.total_seconds()}
-
-
-def _parked(failure: FailedRecord) -> dict[str, object]:
-    return {"failed_id": failure.record.id, "reason": stored_text(failure.error)}

@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime
-from typing import Any
+from itertools import repeat
+from typing import Any, TypeVar
 
 import orjson
 
@@ -13,6 +17,8 @@ from cqrs_decor.lanes import lane_of
 from cqrs_decor.outbox import ClaimedRecord
 from cqrs_decor_sqlalchemy.columns import NAME_LENGTH
 from cqrs_decor_sqlalchemy.tables import RECORD_COLUMNS
+
+T = TypeVar("T")
 
 
 def record_row(envelope: Envelope) -> dict[str, object]:
@@ -39,46 +45,68 @@ def record_row(envelope: Envelope) -> dict[str, object]:
     return row
 
 
-def claimed_record(row: Any) -> ClaimedRecord:
-    """The record of a row of the claim: id, `RECORD_COLUMNS`, attempts. Taken by position, which is twice as fast."""
-    record_id, lane, *kept, attempts = row
-    return ClaimedRecord(id=record_id, lane=lane, envelope=_envelope(record_id, *kept), attempts=attempts)
+def claimed_records(rows: Sequence[Any], crashes: Iterable[int] | None = None) -> list[ClaimedRecord]:
+    """The records of the rows of a claim: id, `RECORD_COLUMNS`, attempts; without crashes unless they are given."""
+    if not rows:
+        return []
+    ids, lanes, *kept, attempts = zip(*rows, strict=True)
+    columns = {"id": ids, "lane": lanes, "envelope": _envelopes(ids, *kept), "attempts": attempts}
+    return _made(ClaimedRecord, len(rows), {**columns, "crashes": crashes or repeat(0)})
 
 
 def envelope_of(row: Any) -> Envelope:
     """The envelope of a row with those columns among others, with the record's id as its sequence."""
-    return _envelope(row.id, *(getattr(row, name) for name in RECORD_COLUMNS[1:]))
+    return _envelopes((row.id,), *((getattr(row, name),) for name in RECORD_COLUMNS[1:]))[0]
 
 
-def _envelope(
-    record_id: int,
-    message_id: str,
-    source: str,
-    type_: str,
-    version: int,
-    topic: str,
-    key: str | None,
-    content_type: str,
-    headers: str,
-    body: bytes,
-) -> Envelope:
-    rest: dict[str, Any] = orjson.loads(headers)
-    return Envelope(
-        id=message_id,
-        source=source,
-        type=type_,
-        version=version,
-        topic=topic,
-        key=key,
-        content_type=content_type,
-        data=bytes(body),
-        time=datetime.fromisoformat(rest["time"]),
-        correlation_id=rest.get("correlationid"),
-        causation_id=rest.get("causationid"),
-        traceparent=rest.get("traceparent"),
-        headers=rest.get("headers") or {},
-        sequence=record_id,
+def _envelopes(
+    ids: Sequence[int],
+    message_ids: Iterable[str],
+    sources: Iterable[str],
+    types: Iterable[str],
+    versions: Iterable[int],
+    topics: Iterable[str],
+    keys: Iterable[str | None],
+    content_types: Iterable[str],
+    headers: Iterable[str],
+    bodies: Iterable[bytes],
+) -> list[Envelope]:
+    rests: list[dict[str, Any]] = [orjson.loads(text) for text in headers]
+    return _made(
+        Envelope,
+        len(ids),
+        {
+            "id": message_ids,
+            "source": sources,
+            "type": types,
+            "version": versions,
+            "topic": topics,
+            "key": keys,
+            "content_type": content_types,
+            "data": map(bytes, bodies),
+            "time": [datetime.fromisoformat(rest["time"]) for rest in rests],
+            "correlation_id": [rest.get("correlationid") for rest in rests],
+            "causation_id": [rest.get("causationid") for rest in rests],
+            "traceparent": [rest.get("traceparent") for rest in rests],
+            "headers": [rest.get("headers") or {} for rest in rests],
+            "sequence": ids,
+        },
     )
+
+
+def _made(kind: type[T], count: int, columns: Mapping[str, Iterable[object]]) -> list[T]:
+    """So many of a frozen, slotted dataclass, from the values of all its fields, field by field.
+
+    Making them is most of what a relay's claim costs. Their own constructor goes through `object.__setattr__` for each
+    field; slots filled by `map` never come back to the interpreter: 2 us instead of 7 for a record.
+    """
+    if columns.keys() != {field.name for field in fields(kind)}:  # type: ignore[arg-type]  # T is a dataclass
+        raise TypeError(f"{kind.__name__} has other fields than {', '.join(columns)}")
+    made = [kind.__new__(kind) for _ in range(count)]
+    for name, values in columns.items():
+        fill: Callable[[T, object], None] = getattr(kind, name).__set__
+        deque(map(fill, made, values), maxlen=0)
+    return made
 
 
 def parked_row(consumer: str, envelope: Envelope) -> dict[str, object]:

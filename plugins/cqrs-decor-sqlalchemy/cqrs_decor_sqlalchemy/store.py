@@ -19,7 +19,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import AutocommitRefusedError, CqrsDecorError, UnsupportedError
 from cqrs_decor.findings import Finding
-from cqrs_decor.store import StoreCard
+from cqrs_decor.store import Retention, StoreCard
 from cqrs_decor_sqlalchemy.database import Database
 from cqrs_decor_sqlalchemy.dialects import check_sqlite_engine, prepare_sqlite_engine, read_only_engine
 from cqrs_decor_sqlalchemy.errors import is_transient, is_unavailable
@@ -28,12 +28,14 @@ from cqrs_decor_sqlalchemy.ledger import follow
 from cqrs_decor_sqlalchemy.log_broker import LogTableBroker
 from cqrs_decor_sqlalchemy.outbox import SqlAlchemyOutbox
 from cqrs_decor_sqlalchemy.records import record_row
+from cqrs_decor_sqlalchemy.retention import CleanUp, HistorySweep, IdempotencySweep, InboxSweep
 from cqrs_decor_sqlalchemy.schema import SqlAlchemySchema
 from cqrs_decor_sqlalchemy.sessions import engine_in_autocommit, guarded, notes_of, own_session, sync_session
 from cqrs_decor_sqlalchemy.settings import StoreSettings
 from cqrs_decor_sqlalchemy.tables import Tables
 from cqrs_decor_sqlalchemy.transaction import SqlAlchemyTransaction
 from cqrs_decor_sqlalchemy.urls import is_memory, read_url
+from cqrs_decor_sqlalchemy.wake_ups import wake_ups_of
 
 Sessions = async_sessionmaker[Any]
 
@@ -68,8 +70,10 @@ class SqlAlchemyStore:
         self.database = Database(engine, tables or Tables(), self.settings)
         self.name = self.database.name
         self.outbox = SqlAlchemyOutbox(self.database)
+        self.outbox.wake_ups = wake_ups_of(self.database)
         self.inbox = SqlAlchemyInbox(self.database)
         self.schema = SqlAlchemySchema(self.database)
+        self._clean_up = _clean_up_of(self.database)
         if engine.dialect.name == "sqlite":
             self.card = _SQLITE_CARD[is_memory(engine.url)]  # type: ignore[misc]  # an SQLite store promises less
         self._sessions = sessions
@@ -146,6 +150,9 @@ class SqlAlchemyStore:
         """The same database as broker, on the same engine."""
         return LogTableBroker.over(self.database)
 
+    async def clean_up(self, retention: Retention, limit: int) -> int:
+        return await self._clean_up.run(retention, limit)
+
     async def check(self) -> Sequence[Finding]:
         try:
             return [*await self._check_server(), *await self.schema.check()]
@@ -188,6 +195,11 @@ def make_engine(url: str, settings: StoreSettings) -> AsyncEngine:
         hide_parameters=True,  # they are the bodies of messages, and errors go to logs
     )
     return prepare_sqlite_engine(engine, settings) if parsed.get_backend_name() == "sqlite" else engine
+
+
+def _clean_up_of(database: Database) -> CleanUp:
+    tables = database.tables
+    return CleanUp(database, [InboxSweep(tables), HistorySweep(tables), IdempotencySweep(tables)])
 
 
 _SQLITE_CARD = {

@@ -17,6 +17,10 @@ from cqrs_decor_sqlalchemy import SqlAlchemyStore, StoreSettings
 LEASE = timedelta(minutes=5)
 
 
+async def acquired(store: SqlAlchemyStore, owner: str, limit: int = LANES) -> list[HeldLane]:
+    return [taken.lane for taken in await store.outbox.acquire(owner, LEASE, limit, in_hand=1_000)]
+
+
 async def test_a_frozen_process_does_not_keep_its_lanes_locked(server_url):
     """Stopped between lock and commit, its connection stays open: nobody could take its lanes over for ever."""
     frozen = SqlAlchemyStore.from_url(server_url, settings=StoreSettings(idle_limit=timedelta(seconds=1)))
@@ -37,11 +41,11 @@ async def test_a_frozen_process_does_not_keep_its_lanes_locked(server_url):
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wake_up_late)
         await locked.wait()
-        at_once = await heir.outbox.acquire("heir", LEASE, LANES)
+        at_once = await acquired(heir, "heir", LANES)
         lanes: list[HeldLane] = []
         with anyio.fail_after(20):
             while len(lanes) < LANES:
-                lanes += await heir.outbox.acquire("heir", LEASE, LANES)
+                lanes += await acquired(heir, "heir", LANES)
                 await anyio.sleep(0.05)
         taken.set()
     await heir.close()
@@ -56,7 +60,7 @@ async def test_a_handlers_transaction_may_idle(server_url):
         server_url, settings=StoreSettings(idle_limit=timedelta(seconds=1), pool_size=1, pool_overflow=0)
     )
     await store.schema.upgrade()
-    await store.outbox.acquire("relay", LEASE, LANES)
+    await acquired(store, "relay", LANES)
     transaction = await store.begin()
     transaction.add([sample("orders")])
     await transaction.session.execute(text("UPDATE cqrs_outbox_lane SET crashes = 0"))
@@ -71,7 +75,7 @@ async def test_settings_of_the_session_are_put_back(mariadb_url):
     """The connection goes back to the user's pool: their isolation level must not change under them."""
     store = SqlAlchemyStore.from_url(mariadb_url, settings=StoreSettings(pool_size=1, pool_overflow=0))
     await store.schema.upgrade()
-    lanes = await store.outbox.acquire("relay", LEASE, LANES)
+    lanes = await acquired(store, "relay", LANES)
     with pytest.raises(Exception, match="CD405"):
         await store.outbox.settle(Settlement(lanes=[HeldLane(lanes[0].number, 99)]))
 
@@ -87,7 +91,7 @@ async def test_lanes_that_others_hold_do_not_hide_what_is_ours(store):
     transaction = await store.begin()
     transaction.add([sample("orders", f"{number}") for number in range(600)])
     await transaction.commit()
-    lanes = await store.outbox.acquire("one", LEASE, 1)
+    lanes = await acquired(store, "one", 1)
 
     claimed = await store.outbox.claim(lanes, 5)
 
@@ -100,7 +104,7 @@ async def test_each_action_of_an_operator_is_on_record_once(store):
     transaction = await store.begin()
     transaction.add([sample("orders", key) for key in "abc"])
     await transaction.commit()
-    lanes = await store.outbox.acquire("relay", LEASE, LANES)
+    lanes = await acquired(store, "relay", LANES)
     records = await store.outbox.claim(lanes, 10)
     failed = [FailedRecord(record=record, error="no", delay=None) for record in records]
     await store.outbox.settle(Settlement(lanes=lanes, failed=failed))
@@ -126,7 +130,7 @@ async def test_a_record_that_was_discarded_in_flight_does_not_come_back(store):
     transaction = await store.begin()
     transaction.add([first := sample("orders", "a"), second := sample("orders", "a")])
     await transaction.commit()
-    lanes = await store.outbox.acquire("relay", LEASE, LANES)
+    lanes = await acquired(store, "relay", LANES)
     [record, _] = await store.outbox.claim(lanes, 10)
     await store.outbox.settle(
         Settlement(lanes=lanes, failed=[FailedRecord(record=record, error="no", delay=timedelta(0))])

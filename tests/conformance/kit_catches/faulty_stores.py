@@ -1,17 +1,33 @@
 """Outboxes and inboxes with one fault each, of the kind that real ones have had."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from math import inf
 from typing import Any
+
+import anyio
 
 from cqrs_decor.clock import Clock
 from cqrs_decor.envelope import Envelope
+from cqrs_decor.errors import StoreUnavailableError
 from cqrs_decor.inbox import InboxFilter, ParkedMessage
-from cqrs_decor.lanes import LANES, HeldLane, lane_of
+from cqrs_decor.lanes import LANES, HeldLane, Renewal, Suspicion, TakenLane, lane_of
 from cqrs_decor.memory import MemoryInbox, MemoryOutbox, MemoryStore, MemoryTransaction
 from cqrs_decor.memory.outbox import _Row
-from cqrs_decor.outbox import Backlog, ClaimedRecord, FailedRecord, OutboxFilter, Settlement, StoredRecord
+from cqrs_decor.memory.wake_ups import MemoryWakeUps
+from cqrs_decor.outbox import (
+    Backlog,
+    ClaimedRecord,
+    Ear,
+    FailedRecord,
+    Heard,
+    Holders,
+    OutboxFilter,
+    Settlement,
+    StoredRecord,
+)
 from cqrs_decor.unit_of_work import Transaction
 
 
@@ -24,9 +40,11 @@ class FaultyStore(MemoryStore):
         outbox: type[MemoryOutbox] = MemoryOutbox,
         inbox: type[MemoryInbox] = MemoryInbox,
         transaction: type[MemoryTransaction] = MemoryTransaction,
+        wake_ups: type[MemoryWakeUps] = MemoryWakeUps,
     ) -> None:
         super().__init__(clock=clock)
         self.outbox = self._outbox = outbox(clock)
+        self._outbox.wake_ups = self._outbox._wake_ups = wake_ups()
         self.inbox = inbox()
         self._transaction = transaction
 
@@ -106,41 +124,223 @@ class DrawsIdsEarly(MemoryTransaction):
 
 
 class GivesALaneToTwo(MemoryOutbox):
-    async def acquire(self, owner: str, lease: timedelta, limit: int) -> Sequence[HeldLane]:
+    async def acquire(self, owner: str, lease: timedelta, limit: int, *, in_hand: int) -> Sequence[TakenLane]:
         for lane in self._lanes:
             lane.owner = None if lane.owner != owner else owner
-        return await super().acquire(owner, lease, limit)
+        return await super().acquire(owner, lease, limit, in_hand=in_hand)
 
 
 class NeverRaisesTheFence(MemoryOutbox):
-    async def acquire(self, owner: str, lease: timedelta, limit: int) -> Sequence[HeldLane]:
-        lanes = await super().acquire(owner, lease, limit)
-        for lane in lanes:
-            self._lanes[lane.number].fence = 1
-        return [HeldLane(lane.number, 1) for lane in lanes]
+    async def acquire(self, owner: str, lease: timedelta, limit: int, *, in_hand: int) -> Sequence[TakenLane]:
+        taken = await super().acquire(owner, lease, limit, in_hand=in_hand)
+        for each in taken:
+            self._lanes[each.lane.number].fence = 1
+        return [replace(each, lane=HeldLane(each.lane.number, 1)) for each in taken]
 
 
 class KeepsLeasesForEver(MemoryOutbox):
-    async def acquire(self, owner: str, lease: timedelta, limit: int) -> Sequence[HeldLane]:
-        return await super().acquire(owner, timedelta(days=365), limit)
+    async def acquire(self, owner: str, lease: timedelta, limit: int, *, in_hand: int) -> Sequence[TakenLane]:
+        return await super().acquire(owner, timedelta(days=365), limit, in_hand=in_hand)
 
 
 class RenewsWithoutExtending(MemoryOutbox):
-    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Sequence[HeldLane]:
-        return [lane for lane in lanes if self._is_held(lane, owner)]
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Renewal:
+        return await super().renew(owner, lanes, timedelta(0))
 
 
 class RenewsWithoutLookingAtTheOwner(MemoryOutbox):
     """A lease that is extended without checking its owner is no lease."""
 
-    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Sequence[HeldLane]:
-        return lanes
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Renewal:
+        return replace(await super().renew(owner, lanes, lease), held=lanes)
+
+
+class CountsOnlyWhoHoldsLanes(MemoryOutbox):
+    """A newcomer to whom nothing was left is no relay, so that nothing is ever left to it."""
+
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Renewal:
+        renewal = await super().renew(owner, lanes, lease)
+        return replace(renewal, relays=len({lane.owner for lane in self._lanes if lane.owner is not None}))
+
+
+class NeverForgetsARelay(MemoryOutbox):
+    """The share of a member never expires."""
+
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Renewal:
+        renewal = await super().renew(owner, lanes, lease)
+        self._seen_until = dict.fromkeys(self._seen_until, inf)
+        return renewal
+
+
+class CountsARelayThatHasLeft(MemoryOutbox):
+    async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
+        await super().release(owner, lanes)
+
+
+class TakesAReleaseForLeaving(MemoryOutbox):
+    async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
+        await super().release(owner, lanes, leaving=True)
+
+
+class SeesOnlyWhatIsDue(MemoryOutbox):
+    """A relay whose records are all rescheduled goes to sleep over them."""
+
+    def _is_waiting(self, lanes: Iterable[HeldLane]) -> bool:
+        return any(state == "due" for _, state in self._walk(lane.number for lane in lanes))
+
+
+class IsKeptAwakeByWhatIsParked(MemoryOutbox):
+    def _is_waiting(self, lanes: Iterable[HeldLane]) -> bool:
+        return any(self._lanes[lane.number].rows for lane in lanes)
+
+
+class TakesEndedLeasesForHeld(MemoryOutbox):
+    async def holders(self) -> Holders:
+        holders = await super().holders()
+        return replace(holders, held=holders.held + holders.ended, ended=0, longest_ended=None)
 
 
 class ReleasesWhatOthersHold(MemoryOutbox):
-    async def release(self, owner: str, lanes: Sequence[HeldLane]) -> None:
+    async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
         for lane in lanes:
             self._lanes[lane.number].owner = None
+
+
+# --- crashes ---
+
+
+class SuspectsNobody(MemoryOutbox):
+    async def acquire(self, owner: str, lease: timedelta, limit: int, *, in_hand: int) -> Sequence[TakenLane]:
+        taken = await super().acquire(owner, lease, limit, in_hand=in_hand)
+        return [replace(each, suspicion=None) for each in taken]
+
+
+class SuspectsThoseWhoStopped(MemoryOutbox):
+    async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
+        for lane in lanes:
+            if self._is_held(lane, owner):
+                self._lanes[lane.number].lease_ends = self._clock.elapsed()
+
+
+class SuspectsEmptyLanes(MemoryOutbox):
+    def _suspicion(self, number: int, until: int) -> Suspicion | None:
+        vanished = self._lanes[number].fence > 1
+        return super()._suspicion(number, until) or (Suspicion(until=until) if vanished else None)
+
+
+class SuspectsOneRecordTooFew(MemoryOutbox):
+    def _until(self, lanes: Iterable[int], in_hand: int) -> int:
+        return super()._until(lanes, in_hand - 1)
+
+
+class SuspectsOnlyTheFirst(MemoryOutbox):
+    """Takes what a relay has in hand for one record of each lane."""
+
+    def _until(self, lanes: Iterable[int], in_hand: int) -> int:
+        return super()._until(lanes, 1)
+
+
+class CountsACrashOnlyAtSettle(MemoryOutbox):
+    """The mark is in memory until the step is settled: of a relay that was killed nothing is left."""
+
+    def _mark(self, row: _Row) -> int:
+        return 0
+
+
+class StepsWithTheWholeLane(MemoryOutbox):
+    async def step(self, lanes: Sequence[HeldLane], *, until: int) -> Sequence[ClaimedRecord]:
+        await super().step(lanes, until=until)
+        return [each for each in await self.claim(lanes, 1_000) if each.id <= until]
+
+
+class StepsAboveUntil(MemoryOutbox):
+    async def step(self, lanes: Sequence[HeldLane], *, until: int) -> Sequence[ClaimedRecord]:
+        return await super().step(lanes, until=2**63)
+
+
+class StumblesAtTheHeadOfALane(MemoryOutbox):
+    """Looks at the first row of a lane only: one that is parked ends the search."""
+
+    def _first_due(self, lane: int) -> _Row | None:
+        row, state = next(self._walk([lane]), (None, ""))
+        return row if state == "due" else None
+
+
+class StepsUnderAnyFence(MemoryOutbox):
+    async def step(self, lanes: Sequence[HeldLane], *, until: int) -> Sequence[ClaimedRecord]:
+        current = [HeldLane(lane.number, self._lanes[lane.number].fence) for lane in lanes]
+        return await super().step(current, until=until)
+
+
+class CountsTakeOvers(MemoryOutbox):
+    """Each take-over of a marked lane is a crash of its record, whether or not it was in hand again."""
+
+    def _suspicion(self, number: int, until: int) -> Suspicion | None:
+        suspicion = super()._suspicion(number, until)
+        mark = self._lanes[number].mark
+        if mark is not None:
+            self._lanes[number].mark = replace(mark, crashes=mark.crashes + 1)
+        return suspicion
+
+
+class NeverCountsTwo(MemoryOutbox):
+    def _mark(self, row: _Row) -> int:
+        return min(super()._mark(row), 1)
+
+
+class LeavesTheMarkOfASettledStep(MemoryOutbox):
+    """Two keys are enough: the mark of a rescheduled record accuses it although nobody vanished with it."""
+
+    def _take_marks_off(self, records: Iterable[ClaimedRecord]) -> None:
+        pass
+
+
+class KeepsTheCountForAnotherRecord(MemoryOutbox):
+    def _mark(self, row: _Row) -> int:
+        lane = self._lanes[row.lane]
+        if lane.mark is not None:
+            lane.mark = replace(lane.mark, record=row.id)
+        return super()._mark(row)
+
+
+class CannotUnmark(MemoryOutbox):
+    async def unmark(self, lanes: Sequence[HeldLane]) -> None:
+        pass
+
+
+class UnmarksUnderAnyFence(MemoryOutbox):
+    async def unmark(self, lanes: Sequence[HeldLane]) -> None:
+        for lane in lanes:
+            self._lanes[lane.number].mark = None
+
+
+class ReleasesWithTheMarkOn(MemoryOutbox):
+    async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
+        marks = [lane.mark for lane in self._lanes]
+        await super().release(owner, lanes, leaving=leaving)
+        for lane, mark in zip(self._lanes, marks, strict=True):
+            lane.mark = mark
+
+
+class SettlesStepsWithoutAFence(MemoryOutbox):
+    async def settle(self, settlement: Settlement) -> None:
+        if settlement.stepped:
+            self._take_marks_off(settlement.delivered)
+        await super().settle(settlement)
+
+
+class KeepsTheMarkOfAParkedRecord(MemoryOutbox):
+    """Its crashes go on where they were when an operator retries it."""
+
+    def _take_marks_off(self, records: Iterable[ClaimedRecord]) -> None:
+        super()._take_marks_off(record for record in records if not self._is_parked(record))
+
+    def _is_parked(self, record: ClaimedRecord) -> bool:
+        row = self._lanes[record.lane].rows.get(record.id)
+        return row is not None and row.parked
+
+
+# --- claiming ---
 
 
 class ForgetsTheFenceAtClaim(MemoryOutbox):
@@ -173,9 +373,6 @@ class SettlesTheLanesThatAreLeft(MemoryOutbox):
             Settlement(lanes=kept, delivered=[each for each in settlement.delivered if each.lane in numbers])
         )
         self._check_fences(settlement.lanes)
-
-
-# --- claiming ---
 
 
 class ClaimsWhatIsInFlight(MemoryOutbox):
@@ -339,6 +536,173 @@ class CountsParkedAsPending(MemoryOutbox):
     async def backlog(self) -> Backlog:
         backlog = await super().backlog()
         return replace(backlog, pending=backlog.pending + backlog.parked)
+
+
+class LosesWhatIsBehindAtARetry(MemoryOutbox):
+    """Only the parked record comes back: the rest of its key stays behind nothing, for ever."""
+
+    async def retry(self, ids: Collection[int], *, who: str) -> int:
+        behind = {row.id for row, state in self._walk(range(LANES)) if state == "held"}
+        count = await super().retry(ids, who=who)
+        for row in self._all_rows():
+            if row.id in behind:
+                row.parked = True
+        return count
+
+
+class PutsNewRecordsBeforeThoseBehind(MemoryOutbox):
+    """What was moved out of the way comes back with ids of its own, after what was written meanwhile."""
+
+    async def retry(self, ids: Collection[int], *, who: str) -> int:
+        count = await super().retry(ids, who=who)
+        for row in [row for row in self._all_rows() if row.id in ids and not row.parked]:
+            newer = [each for each in self._all_rows() if each.order == row.order and each.id > row.id][-1:]
+            for each in newer:
+                del self._lanes[each.lane].rows[each.id]
+                self._lanes[each.lane].rows = {each.id: each, **self._lanes[each.lane].rows}
+                each.id = 0
+        return count
+
+
+class HidesWhatIsBehind(MemoryOutbox):
+    async def find(self, wanted: OutboxFilter) -> Sequence[StoredRecord]:
+        return [each for each in await super().find(wanted) if each.state != "held"]
+
+
+class ForgetsAKeyThatNobodyHolds(MemoryOutbox):
+    """That the key is held back is known to the relay that parked it, not to the tables."""
+
+    async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
+        await super().release(owner, lanes, leaving=leaving)
+        self.forgotten = True
+
+    def _walk(self, lanes: Iterable[int]) -> Iterator[tuple[_Row, str]]:
+        forgotten = getattr(self, "forgotten", False)
+        return ((row, "due" if forgotten and state == "held" else state) for row, state in super()._walk(lanes))
+
+
+class DiscardsAndSetsTheWholeKeyFree(MemoryOutbox):
+    async def discard(self, ids: Collection[int], *, who: str) -> int:
+        keys = {row.order for row in self._all_rows() if row.id in ids}
+        count = await super().discard(ids, who=who)
+        for row in self._all_rows():
+            row.parked = row.parked and row.order not in keys
+        return count
+
+
+class ReadsTheErrorAsAPattern(MemoryOutbox):
+    async def find(self, wanted: OutboxFilter) -> Sequence[StoredRecord]:
+        return await super().find(replace(wanted, error=None) if wanted.error == "%" else wanted)
+
+
+class IgnoresTheAge(MemoryOutbox):
+    async def find(self, wanted: OutboxFilter) -> Sequence[StoredRecord]:
+        return await super().find(replace(wanted, older_than=None))
+
+
+class ShowsTheFirstPageAlways(MemoryOutbox):
+    async def find(self, wanted: OutboxFilter) -> Sequence[StoredRecord]:
+        return await super().find(replace(wanted, after=0))
+
+
+# --- history ---
+
+
+class KeepsNothing(MemoryOutbox):
+    async def settle(self, settlement: Settlement) -> None:
+        await super().settle(replace(settlement, keep=False))
+
+
+class ShowsTheHistoryUnasked(MemoryOutbox):
+    async def find(self, wanted: OutboxFilter) -> Sequence[StoredRecord]:
+        found = await super().find(wanted)
+        return found if wanted.state else [*found, *await super().find(replace(wanted, state="delivered"))]
+
+
+class ReplaysUnderTheOldSequence(MemoryOutbox):
+    async def replay(self, ids: Collection[int], *, who: str) -> int:
+        count = await super().replay(ids, who=who)
+        kept = {row.envelope.id: row.envelope for _, row in self._history.values()}
+        for row in self._all_rows():
+            row.envelope = kept.get(row.envelope.id, row.envelope)
+        return count
+
+
+class ReplaysUnderNewIds(MemoryOutbox):
+    async def replay(self, ids: Collection[int], *, who: str) -> int:
+        rows = [row for record_id, (_, row) in self._history.items() if record_id in ids]
+        self.append(replace(row.envelope, id=f"again-{row.envelope.id}") for row in rows)
+        return len(rows)
+
+
+class CleansUpWhatIsYoung(MemoryOutbox):
+    def clean_up(self, history: timedelta | None, limit: int) -> int:
+        return super().clean_up(None if history is None else timedelta(0), limit)
+
+
+class CleansUpEverythingAtOnce(MemoryOutbox):
+    def clean_up(self, history: timedelta | None, limit: int) -> int:
+        return super().clean_up(history, 1_000_000)
+
+
+# --- wake-ups ---
+
+
+class SendsNowhere(MemoryWakeUps):
+    async def send(self) -> None:
+        pass
+
+
+class WakesOneRelayOnly(MemoryWakeUps):
+    async def send(self) -> None:
+        for _, ear in self._ears[:1]:
+            ear.sound("work")
+
+
+class NeverEchoes(MemoryWakeUps):
+    def echo(self, owner: str) -> None:
+        pass
+
+
+class EchoesToEverybody(MemoryWakeUps):
+    def echo(self, owner: str) -> None:
+        for _, ear in self._ears:
+            ear.sound("echo")
+
+
+class ForgetsWhatNobodyWaitedFor(MemoryWakeUps):
+    """Like an event that is set for a moment."""
+
+    @asynccontextmanager
+    async def listen(self, owner: str) -> AsyncGenerator[Ear, None]:
+        async with super().listen(owner) as ear:
+            deaf: Any = ear
+            hear = deaf.hear
+
+            async def hear_from_now_on() -> Heard:
+                deaf._heard.clear()
+                deaf._sound = anyio.Event()
+                return await hear()
+
+            deaf.hear = hear_from_now_on
+            yield ear
+
+
+class StumblesOverThoseWhoLeft(MemoryWakeUps):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone = False
+
+    @asynccontextmanager
+    async def listen(self, owner: str) -> AsyncGenerator[Ear, None]:
+        async with super().listen(owner) as ear:
+            yield ear
+        self.gone = True
+
+    async def send(self) -> None:
+        if self.gone:
+            raise StoreUnavailableError("memory", "the listener has gone")
+        await super().send()
 
 
 # --- the inbox ---

@@ -147,6 +147,32 @@ FAULTY_OUTBOXES: dict[type[Any], str] = {
     stores.RenewsWithoutExtending: "test_a_renewed_lease_is_kept",
     stores.RenewsWithoutLookingAtTheOwner: "test_renewing_returns_only_what_is_still_held",
     stores.ReleasesWhatOthersHold: "test_releasing_a_lost_lane_leaves_its_new_owner_alone",
+    stores.CountsOnlyWhoHoldsLanes: "test_a_renewal_counts_the_relays_that_take_part",
+    stores.NeverForgetsARelay: "test_a_relay_that_shows_no_life_is_counted_no_more",
+    stores.CountsARelayThatHasLeft: "test_a_relay_that_leaves_is_counted_no_more_at_once",
+    stores.TakesAReleaseForLeaving: "test_a_relay_that_leaves_is_counted_no_more_at_once",
+    stores.SeesOnlyWhatIsDue: "test_a_renewal_tells_whether_anything_waits",
+    stores.IsKeptAwakeByWhatIsParked: "test_what_is_parked_does_not_wait",
+    stores.TakesEndedLeasesForHeld: "test_holders_are_told_apart_by_their_leases",
+    stores.SuspectsNobody: "test_what_a_vanished_relay_may_have_had_in_hand_is_suspected",
+    stores.SuspectsThoseWhoStopped: "test_lanes_that_were_given_back_are_above_suspicion",
+    stores.SuspectsEmptyLanes: "test_an_empty_lane_is_above_suspicion",
+    stores.SuspectsOneRecordTooFew: "test_what_a_vanished_relay_may_have_had_in_hand_is_suspected",
+    stores.SuspectsOnlyTheFirst: "test_the_records_in_hand_are_those_of_all_its_lanes",
+    stores.CountsACrashOnlyAtSettle: "test_crashes_in_a_row_are_counted_before_the_record_is_published",
+    stores.StepsWithTheWholeLane: "test_a_step_takes_the_first_due_record_of_each_lane",
+    stores.StepsAboveUntil: "test_a_step_goes_no_further_than_until",
+    stores.StumblesAtTheHeadOfALane: "test_a_step_passes_over_what_is_held_back",
+    stores.StepsUnderAnyFence: "test_a_step_under_an_old_fence_is_refused_and_marks_nothing",
+    stores.CountsTakeOvers: "test_a_relay_that_vanishes_before_its_step_adds_no_crash",
+    stores.NeverCountsTwo: "test_crashes_in_a_row_are_counted_before_the_record_is_published",
+    stores.LeavesTheMarkOfASettledStep: "test_a_settled_step_takes_the_mark_off",
+    stores.KeepsTheCountForAnotherRecord: "test_the_mark_of_another_record_is_replaced",
+    stores.CannotUnmark: "test_a_mark_that_was_taken_off_blames_nobody",
+    stores.UnmarksUnderAnyFence: "test_a_late_unmark_leaves_the_mark_of_the_new_owner",
+    stores.ReleasesWithTheMarkOn: "test_a_release_takes_the_mark_off",
+    stores.SettlesStepsWithoutAFence: "test_a_late_step_settles_nothing",
+    stores.KeepsTheMarkOfAParkedRecord: "test_the_crashes_of_a_retried_record_start_again",
     stores.ForgetsTheFenceAtClaim: "test_a_claim_under_an_old_fence_is_refused",
     stores.ForgetsTheFenceOfDeliveries: "test_a_late_delivery_report_is_refused_and_writes_nothing",
     stores.ForgetsTheFenceOfFailures: "test_a_late_failure_report_is_refused_and_writes_nothing",
@@ -173,6 +199,20 @@ FAULTY_OUTBOXES: dict[type[Any], str] = {
     stores.FindsByAnyFilter: "test_records_are_found_by_what_operators_know",
     stores.ShowsHeldRecordsAsPending: "test_records_are_shown_with_their_states",
     stores.CountsParkedAsPending: "test_the_backlog_counts_what_waits",
+    stores.LosesWhatIsBehindAtARetry: "test_what_is_behind_a_parked_record_follows_a_retry_in_order",
+    stores.PutsNewRecordsBeforeThoseBehind: "test_what_is_behind_a_parked_record_follows_a_retry_in_order",
+    stores.HidesWhatIsBehind: "test_what_is_behind_a_parked_record_stays_visible",
+    stores.ForgetsAKeyThatNobodyHolds: "test_what_is_behind_a_parked_record_survives_a_change_of_owner",
+    stores.DiscardsAndSetsTheWholeKeyFree: "test_of_two_parked_records_of_a_key_discarding_the_first_leaves_the_second",
+    stores.ReadsTheErrorAsAPattern: "test_records_are_found_by_error_and_age_and_page_by_page",
+    stores.IgnoresTheAge: "test_records_are_found_by_error_and_age_and_page_by_page",
+    stores.ShowsTheFirstPageAlways: "test_records_are_found_by_error_and_age_and_page_by_page",
+    stores.KeepsNothing: "test_delivered_records_are_kept_when_asked",
+    stores.ShowsTheHistoryUnasked: "test_delivered_records_are_kept_when_asked",
+    stores.ReplaysUnderTheOldSequence: "test_replayed_records_come_at_the_end_under_their_own_ids",
+    stores.ReplaysUnderNewIds: "test_replayed_records_come_at_the_end_under_their_own_ids",
+    stores.CleansUpWhatIsYoung: "test_the_history_is_cleaned_up_in_pieces",
+    stores.CleansUpEverythingAtOnce: "test_the_history_is_cleaned_up_in_pieces",
 }
 
 
@@ -191,6 +231,25 @@ def test_a_faulty_outbox_is_caught(faulty: type[Any], test: str) -> None:
 
     assert not fails(Outboxes(FaultyStore), test)
     assert fails(Outboxes(make), test)
+
+
+FAULTY_WAKE_UPS: dict[type[Any], str] = {
+    stores.SendsNowhere: "test_a_wake_up_reaches_every_relay_that_listens",
+    stores.WakesOneRelayOnly: "test_a_wake_up_reaches_every_relay_that_listens",
+    stores.NeverEchoes: "test_a_renewal_echoes_to_its_owner",
+    stores.EchoesToEverybody: "test_a_renewal_echoes_to_its_owner",
+    stores.ForgetsWhatNobodyWaitedFor: "test_wake_ups_that_nobody_waited_for_are_kept",
+    stores.StumblesOverThoseWhoLeft: "test_sending_without_a_listener_is_harmless",
+}
+
+
+@pytest.mark.parametrize(
+    ("faulty", "test"), FAULTY_WAKE_UPS.items(), ids=lambda it: getattr(it, "__name__", "caught by")
+)
+def test_faulty_wake_ups_are_caught(faulty: type[Any], test: str) -> None:
+    """Each of these leaves a relay asleep over work, or lets it believe that it would be woken."""
+    assert not fails(Outboxes(FaultyStore), test)
+    assert fails(Outboxes(lambda clock: FaultyStore(clock, wake_ups=faulty)), test)
 
 
 FAULTY_INBOXES: dict[type[Any], str] = {
