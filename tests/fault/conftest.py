@@ -5,11 +5,15 @@ import re
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from tests.fault.nursery import nursery
+from tests.fault.processes import until
 from tests.fault.proxy import Proxy
 from tests.fault.report import note
 from tests.fault.setups import SETUPS
@@ -92,6 +96,24 @@ def own_kafka() -> Iterator[tuple[KafkaServer, Proxy]]:
         yield server, proxy
 
 
+async def _wait_for_the_topic_of_groups(server: KafkaServer) -> None:
+    """Kafka makes it when the first group asks, and turns members away meanwhile: that is no fault to be tried."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=server.bootstrap)
+    await admin.start()
+    try:
+        await until(partial(_knows_groups, admin), "Kafka had a topic for groups", 60)
+    finally:
+        await admin.close()
+
+
+async def _knows_groups(admin: AIOKafkaAdminClient) -> bool:
+    try:
+        await admin.list_consumer_group_offsets("first")
+    except GroupCoordinatorNotAvailableError:
+        return False
+    return True
+
+
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
     """A disk of 48 MB, which only root can make."""
@@ -144,6 +166,7 @@ async def _setup(name: str, request: pytest.FixtureRequest, folder: Path, seed: 
     if broker == "kafka":
         kafka = request.getfixturevalue("own_kafka")
         await kafka[0].start().create_topic(topic, partitions=PARTITIONS)
+        await _wait_for_the_topic_of_groups(kafka[0])
     return Setup(
         name=name,
         database=url,

@@ -149,10 +149,8 @@ def nothing_runs_beside_itself(spans: Iterable[Span], what: str) -> None:
 def recovers_soon(seconds: float | None, at_most: float) -> None:
     """I6: so long after the fault the oldest pending record was young again."""
     if seconds is None or seconds > at_most:
-        told = "never" if seconds is None else f"after {seconds:.1f} s"
-        raise InvariantBrokenError(
-            f"I6 slow: the oldest pending record was young again {told}, not within {at_most:g}."
-        )
+        told = "never again" if seconds is None else f"again after {seconds:.1f} s"
+        raise InvariantBrokenError(f"I6 slow: the oldest pending record was young {told}, not within {at_most:g} s.")
 
 
 def nothing_grows(name: str, before: Footprint, after: Footprint) -> None:

@@ -40,10 +40,12 @@ PRELOADED = (
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite.aiosqlite",
     "sqlalchemy.ext.asyncio",
-    "tests.fault.oracle",
+    "tests.fault.misfits",
+    "tests.fault.parts",
     "tests.fault.unsafe",
+    "tests.fault.witnesses",
 )
-"""Everything but the victim itself: what it defines depends on its environment."""
+"""Everything but the victim and its application: what that defines depends on its environment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

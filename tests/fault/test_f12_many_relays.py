@@ -6,8 +6,7 @@ from tests.fault.invariants import InvariantBrokenError
 from tests.fault.setups import wide
 from tests.fault.world import World
 
-CALM = ("--set", '{"relay_batch": 5, "lease_s": 8}')
-"""A lease that ends while this machine is busy would cause repeats that prove nothing."""
+SMALL_BATCHES = ("--set", '{"relay_batch": 5, "lease_s": 8, "publish_timeout_s": 5}')
 
 SETUPS = ["postgres-log", *wide("postgres-kafka", "mariadb-log", "sqlite-log")]
 
@@ -20,7 +19,7 @@ async def test_relays_side_by_side_publish_no_record_at_the_same_time(world: Wor
     The one that did most is stopped well, and another takes over, until one is left.
     """
     sender = world.start_sending(400, pause_s=0.01)
-    running = [world.start("relay", *CALM) for _ in range(int(relays))]
+    running = [world.start("relay", *SMALL_BATCHES) for _ in range(int(relays))]
     world.start("work")
     while len(running) > 1:
         await world.handles_more(30)
@@ -40,10 +39,10 @@ async def test_relays_side_by_side_publish_no_record_at_the_same_time(world: Wor
 async def test_a_relay_that_comes_later_gets_its_share_of_the_lanes(world: World) -> None:
     """Without that, the second process is a spare part and not a help."""
     sender = world.start_sending(400, pause_s=0.01)
-    first = world.start("relay", *CALM)
+    first = world.start("relay", *SMALL_BATCHES)
     world.start("work")
     await first.notices("LanesChanged", held=32)
-    second = world.start("relay", *CALM)
+    second = world.start("relay", *SMALL_BATCHES)
     await second.notices("LanesChanged", held=16)
     await first.notices("LanesChanged", held=16)
     await sender.ends_well()

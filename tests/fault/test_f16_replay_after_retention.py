@@ -3,20 +3,19 @@
 import pytest
 
 from cqrs_decor import Registry, Settings, StartupError, bootstrap
-from cqrs_decor.errors import SettingError
 from tests.fault.invariants import InvariantBrokenError
 from tests.fault.world import World
 
 
-@pytest.mark.awaits("relay: inbox retention is held against the replay horizon at start-up")
 async def test_an_app_does_not_start_with_an_inbox_that_forgets_too_soon() -> None:
     """A restored backup or a reset offset brings old messages back: the one thing that knows them must still be there.
     Both numbers are said by the one who runs the app, so that the contradiction can be found before any harm.
     """
     contradiction: dict[str, float] = {"inbox_retention_days": 1, "replay_horizon_days": 14}
 
-    with pytest.raises((SettingError, StartupError), match="inbox_retention_days"):
+    with pytest.raises(StartupError) as refusal:
         await _start(contradiction)
+    assert any("the inbox forgets after 1 days" in str(fault) for fault in refusal.value.exceptions)
 
 
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)

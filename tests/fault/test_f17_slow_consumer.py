@@ -3,9 +3,9 @@
 import pytest
 
 from tests.fault.invariants import InvariantBrokenError
+from tests.fault.parts import PREFETCH
 from tests.fault.processes import until
 from tests.fault.setups import wide
-from tests.fault.victim import PREFETCH
 from tests.fault.world import World
 
 

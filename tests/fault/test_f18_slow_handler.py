@@ -3,8 +3,8 @@
 import pytest
 
 from tests.fault.invariants import InvariantBrokenError
+from tests.fault.parts import LEASE_S, SESSION_S
 from tests.fault.setups import wide
-from tests.fault.victim import LEASE_S, SESSION_S
 from tests.fault.world import World
 
 LONG_S = max(LEASE_S, SESSION_S) * 1.4

@@ -2,11 +2,11 @@
 
 import pytest
 
+from tests.fault.parts import CALM
 from tests.fault.processes import Victim
 from tests.fault.setups import wide
 from tests.fault.world import World
 
-CALM = ("--set", '{"lease_s": 8}')
 FAST = (*CALM, "--clock", "300", "-600")
 """Five minutes ahead, and after a second five minutes behind."""
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.fault.invariants import InvariantBrokenError
+from tests.fault.parts import CALM
 from tests.fault.processes import until
 from tests.fault.setups import wide
 from tests.fault.world import World
@@ -18,7 +19,7 @@ TOO_LARGE = json.dumps({"send0-59": 2_000_000})
 async def test_a_record_that_is_too_large_is_parked_and_costs_the_others_nothing(world: World) -> None:
     """Kafka fails a whole batch for one such record, and the producer with it: only that one may stay behind."""
     sender = world.start_sending(60, "--big", TOO_LARGE, tasks=1)
-    relay = world.start("all")
+    relay = world.start("all", *CALM)
     await sender.ends_well()
 
     async def is_parked() -> bool:
@@ -35,7 +36,7 @@ async def test_a_record_that_is_too_large_is_parked_and_costs_the_others_nothing
 async def test_only_what_was_refused_is_tried_again_and_holds_back_its_key(world: World) -> None:
     """Half of the keys of the first batches are refused; what is behind them in their keys must not overtake."""
     sender = world.start_sending(200)
-    relay = world.start("all", "--refuse", "6")
+    relay = world.start("all", *CALM, "--refuse", "6")
     await sender.ends_well()
     await world.quiet()
 
@@ -49,7 +50,7 @@ async def test_a_refused_record_that_holds_back_nothing_is_found_to_be_overtaken
     """Later records of its key arrive while it waits for its next try."""
     sender = world.start_sending(200)
     await sender.ends_well()
-    world.start("all", "--refuse", "3", unsafe="no-holds")
+    world.start("all", "--refuse", "8", unsafe="no-holds")
     await world.quiet()
 
     with pytest.raises(InvariantBrokenError, match="I4 out of order"):

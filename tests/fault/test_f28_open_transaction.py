@@ -4,6 +4,7 @@ import anyio
 import pytest
 
 from tests.fault.invariants import InvariantBrokenError
+from tests.fault.parts import CALM
 from tests.fault.setups import LASTS_S, wide
 from tests.fault.world import AGGREGATES, World
 
@@ -14,7 +15,7 @@ OTHERS = ("--aggregates", "1", str(AGGREGATES))
 @pytest.mark.parametrize("world", ["postgres-log", *wide("postgres-kafka", "mariadb-log")], indirect=True)
 async def test_a_row_that_is_committed_late_is_delivered_and_others_do_not_wait(world: World) -> None:
     """Its id is lower than those of rows that were delivered long before it: who pages by id never sees it."""
-    running = world.start("all", "--set", '{"lease_s": 8}')
+    running = world.start("all", *CALM)
     late = world.start_sending(10, *ALONE, tasks=1, freeze_at=("outbox.rows_written", 5))
     await late.freezes()
     sender = world.start_sending(200, *OTHERS)
@@ -39,7 +40,7 @@ async def test_a_relay_that_pages_by_id_is_found_to_strand_it(world: World) -> N
     world.start("all", unsafe="pages-by-id")
     late = world.start_sending(10, *ALONE, tasks=1, freeze_at=("outbox.rows_written", 5))
     await late.freezes()
-    sender = world.start_sending(60, *OTHERS)
+    sender = world.start_sending(60, *OTHERS, tasks=1)
     await sender.ends_well()
     await world.handles(60)
     late.resume()

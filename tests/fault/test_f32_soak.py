@@ -59,6 +59,8 @@ class Soak:
 
     async def begin(self) -> None:
         self._running = [self._world.start("all"), self._world.start("all")]
+        for victim in self._running:
+            await victim.says("started")
         await self.keep_sending()
         await self._world.handles(AFTER_EACH)
 
@@ -69,6 +71,7 @@ class Soak:
         if self._sender is not None:
             await self._sender.ends_well()
         self._sender = self._world.start_sending(400, pause_s=0.05)
+        await self._sender.says("committed")
 
     async def strike(self) -> None:
         """One fault, from beginning to end."""
@@ -92,12 +95,19 @@ class Soak:
     async def _kill(self) -> None:
         chosen = self._one()
         self._world.kill(self._running[chosen])
-        self._running[chosen] = self._world.start("all")
+        await self._start_again(chosen)
 
     async def _stop(self) -> None:
         chosen = self._one()
         await self._world.stop(self._running[chosen])
-        self._running[chosen] = self._world.start("all")
+        await self._start_again(chosen)
+
+    async def _start_again(self, place: int) -> None:
+        """A process that cannot reach its database when it starts ends with that error, as it should: so it is waited
+        for, and the next fault meets one that runs.
+        """
+        self._running[place] = self._world.start("all")
+        await self._running[place].says("started")
 
     async def _freeze(self) -> None:
         victim = self._running[self._one()]

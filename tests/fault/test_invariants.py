@@ -8,13 +8,18 @@ from tests.fault.invariants import (
     Entry,
     InvariantBrokenError,
     Left,
+    Span,
     effects_happen_once,
+    nothing_grows,
     nothing_is_lost,
     nothing_is_stranded,
+    nothing_runs_beside_itself,
     order_is_kept,
+    recovers_soon,
     repeats_are_few,
     there_are_no_ghosts,
 )
+from tests.fault.processes import Footprint
 
 
 def test_an_entry_that_never_arrived_is_named() -> None:
@@ -71,6 +76,51 @@ def test_what_is_left_on_the_way_is_counted() -> None:
 
     with pytest.raises(InvariantBrokenError, match="1 records in the outbox, 2 parked, 3 deliveries not acknowledged"):
         nothing_is_stranded(Left(pending=1, parked=2, unacknowledged=3))
+
+
+def test_entries_that_are_parked_have_no_effect_and_no_others() -> None:
+    """What an operator has yet to decide about is not lost; but it must be as many as are parked."""
+    nothing_is_lost([_entry("a", 1), _entry("b", 2)], [_delivered("a", 1)], [_effect("a")], unhandled=1)
+
+    with pytest.raises(InvariantBrokenError, match=r"^I1 lost: committed, without an effect: a, b\.$"):
+        nothing_is_lost([_entry("a", 1), _entry("b", 2)], [_delivered("a", 1)], [], unhandled=1)
+
+
+def test_two_processes_at_the_same_thing_are_named() -> None:
+    """One after the other is fine, and so is one after another that was killed; at the same time is not."""
+    nothing_runs_beside_itself([_span(1, 0, 5), _span(2, 5, 6), _span(3, 7, None), _span(4, 8, 9)], "a handler")
+
+    with pytest.raises(InvariantBrokenError, match=r"^a handler at the same time, twice: x \(processes 1 and 3\)\.$"):
+        nothing_runs_beside_itself([_span(1, 0, 5), _span(3, 4, 6)], "a handler")
+
+
+def test_something_long_is_still_there_after_something_short_beside_it() -> None:
+    """The second that begins within it is beside it as well."""
+    with pytest.raises(InvariantBrokenError, match=r"processes 1 and 2\), x \(processes 1 and 3\)"):
+        nothing_runs_beside_itself([_span(1, 0, 9), _span(2, 1, 2), _span(3, 4, 5)], "a handler")
+
+
+def test_a_recovery_that_takes_too_long_is_told() -> None:
+    """Or one that never comes."""
+    recovers_soon(1.0, at_most=2)
+
+    with pytest.raises(InvariantBrokenError, match=r"^I6 slow: .* young again after 3\.0 s, not within 2 s\.$"):
+        recovers_soon(3.0, at_most=2)
+    with pytest.raises(InvariantBrokenError, match="young never again"):
+        recovers_soon(None, at_most=2)
+
+
+def test_a_process_that_grows_is_named() -> None:
+    """Each outage that leaves a connection behind is an outage of its own in a month."""
+    before = Footprint(files=20, memory=100_000_000)
+    nothing_grows("all1", before, Footprint(files=30, memory=110_000_000))
+
+    with pytest.raises(InvariantBrokenError, match=r"^I8 grown: all1 "):
+        nothing_grows("all1", before, Footprint(files=90, memory=100_000_000))
+
+
+def _span(process: int, began: float, ended: float | None) -> Span:
+    return Span(what="x", place=0, process=process, began=began, ended=ended)
 
 
 def _entry(entry: str, number: int) -> Entry:

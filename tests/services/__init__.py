@@ -1,4 +1,4 @@
-"""Real PostgreSQL, MariaDB and Apache Kafka on loopback, for tests, benchmarks and examples.
+"""Real PostgreSQL (also behind PgBouncer), MariaDB and Apache Kafka on loopback, for tests, benchmarks and examples.
 
 Each server has a port, a data directory and a life of its own: `start`, `stop`, `kill` (SIGKILL, nothing is flushed),
 `restart` on the same port and data, `pause` and `resume` (it hangs, connections stay open), `discard` (gone, data and

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import UnknownTopicOrPartitionError
@@ -21,6 +22,7 @@ from tests.services import (
     KafkaServer,
     MariaDbServer,
     MissingServerError,
+    PgBouncerServer,
     PostgresServer,
     Server,
     ServerFailedError,
@@ -78,6 +80,14 @@ class TestDatabases:
 
             assert server.port == port
             assert server.execute(sql.SQL("SELECT id FROM sale"), database="shop") == [(7,)]
+
+    def test_a_pooler_gives_a_server_connection_for_one_transaction(self) -> None:
+        """What a session keeps elsewhere is not kept here: that is what tests behind a pooler are about."""
+        with PostgresServer() as server, PgBouncerServer(server, pool_size=1) as pooler:
+            url = pooler.url(driver=None)
+            with psycopg.connect(url, autocommit=True) as one, psycopg.connect(url, autocommit=True) as another:
+                pid = one.execute("SELECT pg_backend_pid()").fetchone()
+                assert another.execute("SELECT pg_backend_pid()").fetchone() == pid
 
     def test_mariadb_comes_back_from_a_sigkill_with_what_was_committed(self) -> None:
         """As for PostgreSQL."""

@@ -1,0 +1,43 @@
+"""Store, broker and settings of a victim: those of the library, with short leases, since a test waits for their end."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from cqrs_decor_kafka import KafkaBroker
+from cqrs_decor_sqlalchemy import LogSettings, LogTableBroker, SqlAlchemyStore, StoreSettings
+
+LEASE_S = 1.5
+SESSION_S = 3
+BATCH = 20
+PREFETCH = 40
+
+SETTINGS: dict[str, Any] = {
+    "lease_s": LEASE_S,
+    "publish_timeout_s": LEASE_S * 0.6,
+    "relay_batch": BATCH,
+    "worker_prefetch": PREFETCH,
+    "worker_concurrency": 4,
+}
+
+CALM = ("--set", '{"lease_s": 8, "publish_timeout_s": 5}')
+"""For scenarios in which nothing may come twice: no lease of a relay ends because this machine is busy."""
+
+
+def store_at(url: str, *, pooled: bool) -> SqlAlchemyStore:
+    settings = StoreSettings(timeout=timedelta(seconds=4), idle_limit=timedelta(seconds=1))
+    if not pooled:
+        return SqlAlchemyStore.from_url(url, settings=settings)
+    asyncpg = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+    arguments = asyncpg if "+asyncpg" in url else {"prepare_threshold": None}
+    return SqlAlchemyStore(create_async_engine(url, connect_args=arguments), settings=settings)
+
+
+def broker_at(where: str, store: SqlAlchemyStore) -> Any:
+    """`log` for the store's own log table, or the URL of Kafka."""
+    if where == "log":
+        settings = LogSettings(lease=timedelta(seconds=LEASE_S), beat=timedelta(seconds=LEASE_S / 4))
+        return LogTableBroker.over(store.database, settings=settings)
+    url = f"{where}?session_timeout_s={SESSION_S}&heartbeat_interval_s={SESSION_S / 6}"
+    return KafkaBroker.from_url(f"{url}&publish_timeout_s=4&commit_timeout_s=4&connect_timeout_s=4")
