@@ -8,7 +8,6 @@ from typing import ClassVar, TypeVar
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
 from cqrs_decor.broker import Capabilities, Delivery, Partition, Revoked, Start, TopicPlan
 from cqrs_decor.envelope import Envelope

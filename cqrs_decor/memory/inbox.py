@@ -5,8 +5,6 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
 
 import anyio
-import anyio.lowlevel
-import anyio.to_thread
 
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.inbox import InboxFilter, ParkedMessage

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 
 from cqrs_decor.envelope import Envelope
