@@ -29,7 +29,7 @@ class MemoryStore:
     def __init__(self, *, clock: Clock | None = None) -> None:
         self.name = "memory://"
         self.schema: SchemaAdmin | None = None
-        self.inbox: InboxStore = MemoryInbox()
+        self.inbox: InboxStore = MemoryInbox(clock)
         self.outbox: OutboxStore
         self.outbox = self._outbox = MemoryOutbox(clock or SystemClock())
 
