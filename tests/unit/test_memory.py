@@ -11,8 +11,8 @@ import pytest
 from cqrs_decor.broker import Partition, Subscription
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import BadUrlError, LaneLostError, UnitOfWorkClosedError, UnsupportedError
-from cqrs_decor.lanes import lane_of
 from cqrs_decor.inbox import Noted
+from cqrs_decor.lanes import lane_of
 from cqrs_decor.memory import MemoryBroker, MemoryStore
 from cqrs_decor.outbox import FailedRecord, OutboxFilter, Settlement
 from cqrs_decor.testing.clock import FakeClock
