@@ -693,6 +693,19 @@ class BodyTooLargeError(WireError):
         )
 
 
+class MessageKillsWorkersError(WireError):
+    """Workers vanish, one after another, while they handle this message: it is parked instead of tried once more."""
+
+    code = "CD607"
+
+    def __init__(self, crashes: int) -> None:
+        self.crashes = crashes
+        super().__init__(
+            f"{crashes} workers in a row vanished with this message in hand, and with nothing else.",
+            fix="find out in their logs, or the kernel's, what ended them; then `cqrs-decor inbox retry` or `discard`",
+        )
+
+
 # --- 7xx: plugins and settings --------------------------------------------------------------------------------------
 
 
@@ -715,19 +728,6 @@ class UnknownPluginError(ConfigurationError):
         super().__init__(
             f"No {kind} named {name!r} is installed.{did_you_mean(name, self.installed)}\n"
             f"Installed: {listed(self.installed)}.",
-class MessageKillsWorkersError(WireError):
-    """Workers vanish, one after another, while they handle this message: it is parked instead of tried once more."""
-
-    code = "CD607"
-
-    def __init__(self, crashes: int) -> None:
-        self.crashes = crashes
-        super().__init__(
-            f"{crashes} workers in a row vanished with this message in hand, and with nothing else.",
-            fix="find out in their logs, or the kernel's, what ended them; then `cqrs-decor inbox retry` or `discard`",
-        )
-
-
             fix=fix,
         )
 

@@ -137,8 +137,8 @@ class Running:
                 limits=WorkerLimits(
                     concurrency=self._concurrency(),
                     prefetch=self._settings.worker_prefetch,
-                    max_body_bytes=self._settings.max_body_bytes,
                     batch=self._settings.worker_batch,
+                    max_body_bytes=self._settings.max_body_bytes,
                     park_unknown=self._settings.unknown_events == "park",
                 ),
                 start=self._settings.start,
@@ -234,21 +234,17 @@ class Running:
         handling = self._handling(spec)
         own, order = compose(stages, handling, compiled.call)
         joined, _ = compose(stages, replace(handling, joined=True, consumed=False), compiled.call)
+        batched, _ = compose(stages, replace(handling, joined=True, consumed=False, batched=True), compiled.call)
         consumer = f"{self._service}.{spec.name}" if handling.consumed else None
         return Plan(
             spec=spec,
-        batched, _ = compose(stages, replace(handling, joined=True, consumed=False, batched=True), compiled.call)
-        keyed, _ = compose(stages, replace(handling, keyed=True), compiled.call)
-        keyed_joined, _ = compose(stages, replace(handling, keyed=True, joined=True), compiled.call)
             origin=self._origin(spec.kind, spec.name, consumer),
             own=own,
             joined=joined,
+            batched=batched if spec.options.optimistic else None,
             order=order,
             source=compiled.source,
             bare=compiled.bare if order == (self._transaction.name,) and not handling.uses_resources else None,
-            batched=batched if spec.options.optimistic else None,
-            keyed=keyed,
-            keyed_joined=keyed_joined,
             conclude=self._transaction.conclude,
             abandon=self._transaction.abandon,
         )
