@@ -12,7 +12,7 @@ from cqrs_decor.crash_points import reach
 from cqrs_decor.dispatch import Next
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import WireError
-from cqrs_decor.in_hand import Work
+from cqrs_decor.in_hand import QueueKey, Work
 from cqrs_decor.inbox import InboxStore, Noted
 from cqrs_decor.messages import message_spec
 from cqrs_decor.observers import BatchUndone, Observers
@@ -81,14 +81,21 @@ class Batches:
         return [work for work in works if work not in left]
 
     def _read(self, works: Sequence[Work]) -> tuple[list[_Item], set[Work]]:
+        """What can be read, and what cannot: with that goes whatever comes after it in its key."""
         items: list[_Item] = []
-        unreadable: set[Work] = set()
+        left: set[Work] = set()
+        keys: set[QueueKey] = set()
         for work in works:
             try:
-                items.append((work, self._reader.read(work.delivery.content)))
+                read = self._reader.read(work.delivery.content)
             except WireError:  # the single way finds it out once more, and parks it
-                unreadable.add(work)
-        return items, unreadable
+                read = None
+                keys.add(work.key)
+            if read is None or work.key in keys:
+                left.add(work)
+            else:
+                items.append((work, read))
+        return items, left
 
     async def _in_one(self, plan: Plan, items: Sequence[_Item]) -> Collection[Work]:
         """Note and handle them in one transaction; returns those that have to go one by one."""

@@ -10,6 +10,7 @@ import anyio
 
 from cqrs_decor.broker import Delivery, Partition
 from cqrs_decor.clock import Clock
+from cqrs_decor.envelope import Envelope
 
 _STUCK_AFTER_S = 1.0
 """A partition that is full for so long does not get on; before that it may just be busy."""
@@ -47,20 +48,25 @@ class Turn:
         """The process is still there after the first attempt of one consumer."""
 
 
+QueueKey = tuple[object, ...]
+
+
 class Work(Turn):
     """A delivery on its way through this process.
 
     Attributes:
+        key: Works with the same one wait for each other: those of a (topic, key). One without a key waits for nobody.
         done: It has an outcome on record with each of its consumers.
         running: Something is being done about it.
         crashes: So many workers vanished with it in hand that it is not run again; 0 for all others.
     """
 
-    __slots__ = ("_survived", "_untried", "crashes", "delivery", "done", "running")
+    __slots__ = ("_survived", "_untried", "crashes", "delivery", "done", "key", "running")
 
     def __init__(self, delivery: Delivery) -> None:
         super().__init__()
         self.delivery = delivery
+        self.key = _queue_key(delivery)
         self.done = False
         self.running = False
         self.crashes = 0
@@ -88,6 +94,14 @@ class Work(Turn):
         return self._survived
 
 
+def _queue_key(delivery: Delivery) -> QueueKey:
+    content = delivery.content
+    key = content.key if isinstance(content, Envelope) else delivery.key
+    if key is None:
+        return (delivery.partition, delivery.position)
+    return (delivery.partition.topic, key, delivery.partition.epoch)
+
+
 @dataclass(slots=True)
 class _Line:
     """What came from one partition and is not acknowledged yet, in order."""
@@ -99,14 +113,18 @@ class _Line:
 class InHand:
     """All works of one subscription. Used on one event loop.
 
-    No partition gets more than its share, which leaves room for those that have sent nothing yet: one that does not
-    get on (a key that waits for its next attempt holds up every acknowledgement behind it) must not starve the others.
+    No partition gets more than a share of what is free, which leaves room for those that have sent nothing yet: one
+    that does not get on (a key that waits for its next attempt holds up every acknowledgement behind it) must not
+    starve the others.
 
     Args:
         limit: Works at most.
         size_limit: Bytes of their bodies, at most; one message more may come in above it.
         clock: Tells how long a partition has been full.
         room: Called when there is room again where there was none.
+
+    Source: dynamic queue length thresholds in a shared memory (Choudhury & Hahne, IEEE/ACM Transactions on Networking,
+    1998).
     """
 
     def __init__(self, limit: int, size_limit: int, clock: Clock, room: Callable[[], None]) -> None:
@@ -140,10 +158,10 @@ class InHand:
 
     def room(self) -> int:
         """How many more may come in at once; 0 for none."""
-        if self._count and self._size >= self._size_limit:
+        free, free_size = self._limit - self._count, self._size_limit - self._size
+        if free <= 0 or (self._count and free_size <= 0):
             return 0
-        by_size = max(1, (self._size_limit - self._size) // self._usual_size)
-        return max(0, min(self._limit - self._count, _share(self._limit, self._lines), by_size))
+        return min(_share(free), _share(free_size // self._usual_size))
 
     def take(self, deliveries: Sequence[Delivery]) -> list[Work]:
         """Take what was delivered; what comes from a partition that is gone already is left out."""
@@ -220,7 +238,7 @@ class InHand:
         self._tell_of_room()
 
     def _look_for_full(self, partitions: Iterable[Partition]) -> None:
-        share, size_share = _share(self._limit, self._lines), _share(self._size_limit, self._lines)
+        share, size_share = _share(self._limit - self._count), _share(self._size_limit - self._size)
         for partition in partitions:
             line = self._lines[partition]
             if len(line.works) >= share or line.size >= size_share:
@@ -228,7 +246,7 @@ class InHand:
 
     def _look_for_room(self, partitions: Iterable[Partition]) -> bool:
         """Half a share rather than one less than a share: else it would be paused and resumed all the time."""
-        share, size_share = _share(self._limit, self._lines), _share(self._size_limit, self._lines)
+        share, size_share = _share(self._limit - self._count), _share(self._size_limit - self._size)
         emptied = [
             partition
             for partition in partitions
@@ -241,6 +259,6 @@ class InHand:
         return bool(emptied)
 
 
-def _share(limit: int, lines: Collection[Partition]) -> int:
-    """Of one partition. Twice it for each (one may come in full again just below its share), and something is left."""
-    return max(1, limit // (2 * (len(lines) + 1)))
+def _share(free: int) -> int:
+    """What one partition may have of what is free."""
+    return max(1, free // 4)

@@ -23,9 +23,8 @@ from cqrs_decor.clock import Clock
 from cqrs_decor.codec import Codec
 from cqrs_decor.consuming import Consuming
 from cqrs_decor.crash_points import reach
-from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import BrokerUnavailableError, MessageKillsWorkersError, UnknownMessageTypeError, WireError
-from cqrs_decor.in_hand import InHand, Work
+from cqrs_decor.in_hand import InHand, QueueKey, Work
 from cqrs_decor.observers import Observers, PartitionsPaused
 from cqrs_decor.parking import Parking
 from cqrs_decor.pipeline import Plan
@@ -44,8 +43,6 @@ _GLANCE = timedelta(milliseconds=20)
 _REVOKE_LIMIT_S = 20.0
 _LEAVE_LIMIT_S = 1.0
 _WORTH_A_BATCH = 2
-
-QueueKey = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,11 +307,10 @@ class Worker:
 
     def _dispatch(self, work: Work) -> None:
         """Into a batch if its topic is batched, unless others of its key are on their own."""
-        key = _queue_key(work.delivery)
-        if work.delivery.partition.topic not in self._batches.topics or key in self._queues:
+        if work.delivery.partition.topic not in self._batches.topics or work.key in self._queues:
             self._dispatch_single(work)
             return
-        number = hash(key) % self._limits.concurrency
+        number = hash(work.key) % self._limits.concurrency
         lane = self._lanes.get(number)
         if lane is None:
             self._lanes[number] = deque([work])
@@ -328,13 +324,12 @@ class Worker:
         Returns:
             Whether it is the first in its queue.
         """
-        key = _queue_key(work.delivery)
-        queue = self._queues.get(key)
+        queue = self._queues.get(work.key)
         if queue is not None:
             queue.append(work)
             return False
-        self._queues[key] = deque([work])
-        self._tasks.start_soon(self._serve, key)
+        self._queues[work.key] = deque([work])
+        self._tasks.start_soon(self._serve, work.key)
         return True
 
     async def _serve(self, key: QueueKey) -> None:
@@ -356,7 +351,7 @@ class Worker:
                 self._dispatch_single(work)
             for _ in range(len(lane) if left else 0):
                 work = lane.popleft()
-                if _queue_key(work.delivery) in self._queues:
+                if work.key in self._queues:
                     self._dispatch_single(work)
                 else:
                     lane.append(work)
@@ -409,12 +404,3 @@ class Worker:
             if not await self._parking.park(work, consumer, envelope, error, 0):
                 return False
         return True
-
-
-def _queue_key(delivery: Delivery) -> QueueKey:
-    """Messages of a (topic, key) wait for each other; those without a key wait for nobody."""
-    content = delivery.content
-    key = content.key if isinstance(content, Envelope) else delivery.key
-    if key is None:
-        return (delivery.partition, delivery.position)
-    return (delivery.partition.topic, key, delivery.partition.epoch)

@@ -37,6 +37,7 @@ from cqrs_decor.errors import (
     MalformedEnvelopeError,
     MessageDefinitionError,
     MessageValidationError,
+    MessageKillsWorkersError,
     MissingDependencyError,
     MissingResourceError,
     MissingServiceNameError,
@@ -387,6 +388,12 @@ CASES: list[tuple[CqrsDecorError, str]] = [
         BodyTooLargeError(2000000, 1048576),
         "The body has 2,000,000 bytes, more than the 1,048,576 that this service takes.\n"
         "Fix: raise Settings.max_body_bytes, or send a reference instead of the content (CD606).",
+    ),
+    (
+        MessageKillsWorkersError(3),
+        "3 workers in a row vanished with this message in hand, and with nothing else.\n"
+        "Fix: find out in their logs, or the kernel's, what ended them; then `cqrs-decor inbox retry` or `discard` "
+        "(CD607).",
     ),
     (
         UnknownPluginError("broker", "kafak", ["memory", "kafka"], None),

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -26,91 +26,22 @@ from cqrs_decor import (
 )
 from cqrs_decor.broker import Delivery, Partition, Revoked, Start, Subscription
 from cqrs_decor.errors import MalformedEnvelopeError, StoreUnavailableError
-from cqrs_decor.inbox import InboxFilter, ParkedMessage
+from cqrs_decor.inbox import ParkedMessage
 from cqrs_decor.memory import MemoryBroker, MemoryStore
 from cqrs_decor.observers import MessageConsumed, Moment
 from cqrs_decor.outbox import OutboxFilter
 from cqrs_decor.testing import FakeClock
 from tests.unit.apps import app_of, eventually
-
-HOURS = Retry(max_attempts=3, first_delay=timedelta(hours=1), max_delay=timedelta(hours=1), jitter=0)
-
-
-class Paid(IntegrationEvent, topic="payments", key="order", name="worker.paid"):
-    order: str
-    amount: int = 1
-
-
-class Refunded(IntegrationEvent, topic="payments", key="order", name="worker.refunded"):
-    """Declared here, handled by nobody."""
-
-    order: str
-
-
-def paid(order: str = "a", *, amount: int = 1, **attributes: Any) -> Envelope:
-    envelope = Envelope(
-        id=f"paid-{order}-{amount}",
-        source="till",
-        type="worker.paid",
-        topic="payments",
-        key=order,
-        data=Paid(order=order, amount=amount).model_dump_json().encode(),
-        time=datetime(2024, 1, 1, tzinfo=UTC),
-    )
-    return replace(envelope, **attributes)
-
-
-class Shop:
-    """An app whose worker runs, on a broker to which the test publishes."""
-
-    def __init__(self, app: App, broker: MemoryBroker, store: MemoryStore, clock: FakeClock) -> None:
-        self.app, self.broker, self.store, self.clock = app, broker, store, clock
-
-    async def receive(self, *envelopes: Envelope) -> None:
-        """Publish, and wait until the worker is through with it all."""
-        await self.broker.publish(envelopes)
-        await self.settled()
-
-    async def settled(self) -> None:
-        worker = self.app.worker
-        assert worker is not None
-        with anyio.fail_after(10):
-            while not (worker.subscribed and await worker.backlog() == 0 and worker.idle):  # noqa: ASYNC110 - the worker sets no event for it
-                await anyio.sleep(0.001)
-
-    async def parked(self) -> Sequence[ParkedMessage]:
-        return await self.store.inbox.find(InboxFilter())
-
-    async def ask_for_all(self) -> None:
-        """As an operator does who has mended something."""
-        await self.store.inbox.retry([parked.id for parked in await self.parked()], who="test")
-
-    async def until_waiting(self, delay: timedelta, times: int = 1) -> None:
-        """Until so many consumers wait for their next attempt."""
-        await eventually(lambda: self.clock.waits.count(delay) == times)
-
-
-@asynccontextmanager
-async def shop_with(
-    registry: Registry, *, broker: MemoryBroker | None = None, store: MemoryStore | None = None, **options: Any
-) -> AsyncGenerator[Shop, None]:
-    clock = FakeClock()
-    broker, store = broker or MemoryBroker(), store or MemoryStore(clock=clock)
-    app = app_of(registry, clock=clock, broker=broker, database=store, **{"run": "worker", **options})
-    async with app:
-        yield Shop(app, broker, store, clock)
-
-
-def ledger(**options: Any) -> tuple[Registry, list[str]]:
-    """A registry with one consumer that writes down what it got."""
-    sales, seen = Registry("sales"), list[str]()
-
-    @sales.event_handler(name="book", **options)
-    async def book(event: Paid) -> None:
-        seen.append(f"{event.order}{event.amount}")
-
-    return sales, seen
-
+from tests.unit.shop import (
+    HOURS,
+    Paid,
+    Refunded,
+    advance_until,
+    advance_until_none_parked,
+    ledger,
+    paid,
+    shop_with,
+)
 
 # --- what cannot be handled -------------------------------------------------------------------------------------------
 
@@ -580,21 +511,6 @@ def unread(envelope: Envelope, consumer: str) -> ParkedMessage:
     return ParkedMessage(
         consumer=consumer, envelope=envelope, error="UnknownVersionError", attempts=0, parked_at=envelope.time
     )
-
-
-async def advance_until(shop: Shop, holds: Any) -> None:
-    """Let the two seconds pass, again and again, after which a worker looks for what operators want retried."""
-    with anyio.fail_after(10):
-        while not holds():
-            shop.clock.advance(timedelta(seconds=2))
-            await anyio.sleep(0.001)
-
-
-async def advance_until_none_parked(shop: Shop) -> None:
-    with anyio.fail_after(10):
-        while await shop.parked():
-            shop.clock.advance(timedelta(seconds=2))
-            await anyio.sleep(0.001)
 
 
 @pytest.mark.feature("B4")
