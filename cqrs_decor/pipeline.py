@@ -30,6 +30,7 @@ class Handling:
         joined: The chain runs inside another dispatch: its transaction is there already.
         consumed: The messages come from a broker.
         batched: The chain is one of many in a transaction that somebody else begins and ends; joined as well.
+        keyed: The commands come with an idempotency key.
         uses_resources: The handler, or something it depends on, asks for a session or the like.
         cleans_up: Something is made for each message and must be closed after it.
     """
@@ -38,6 +39,7 @@ class Handling:
     joined: bool = False
     consumed: bool = False
     batched: bool = False
+    keyed: bool = False
     uses_resources: bool = False
     cleans_up: bool = False
 
@@ -61,6 +63,8 @@ class Plan:
         joined: The chain that takes part in another dispatch's.
         batched: The chain of an optimistic consumer for one of many messages in a transaction: noting them in the
             inbox, and the end of the transaction, belong to whoever calls it. None for all others.
+        keyed: As `own`, for commands with an idempotency key.
+        keyed_joined: As `joined`, for those.
         bare: The call without its chain, where the chain would only conclude what the handler emits: whoever calls this
             must, if the context was used, `conclude` or `abandon` it, as the chain would.
         order: The stages of `own`, outermost first.
@@ -72,6 +76,8 @@ class Plan:
     own: Next
     joined: Next
     batched: Next | None
+    keyed: Next
+    keyed_joined: Next
     order: tuple[str, ...]
     source: str
     bare: Callable[[Any], Awaitable[Any]] | None

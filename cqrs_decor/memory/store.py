@@ -8,6 +8,7 @@ from cqrs_decor.clock import Clock, SystemClock
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.findings import Finding
 from cqrs_decor.inbox import InboxStore
+from cqrs_decor.memory.idempotency import MemoryIdempotency
 from cqrs_decor.memory.inbox import MemoryInbox
 from cqrs_decor.memory.outbox import MemoryOutbox
 from cqrs_decor.memory.transaction import MemoryTransaction
@@ -15,7 +16,7 @@ from cqrs_decor.memory.urls import expect_memory_url
 from cqrs_decor.outbox import (
     OutboxStore,
 )
-from cqrs_decor.store import SchemaAdmin, StoreCard
+from cqrs_decor.store import IdempotencyStore, SchemaAdmin, StoreCard
 
 
 class MemoryStore:
@@ -30,6 +31,7 @@ class MemoryStore:
         self.name = "memory://"
         self.schema: SchemaAdmin | None = None
         self.inbox: InboxStore = MemoryInbox(clock)
+        self.idempotency: IdempotencyStore = MemoryIdempotency()
         self.outbox: OutboxStore
         self.outbox = self._outbox = MemoryOutbox(clock or SystemClock())
 

@@ -23,6 +23,7 @@ from cqrs_decor.store import StoreCard
 from cqrs_decor_sqlalchemy.database import Database
 from cqrs_decor_sqlalchemy.dialects import check_sqlite_engine, prepare_sqlite_engine, read_only_engine
 from cqrs_decor_sqlalchemy.errors import is_transient, is_unavailable
+from cqrs_decor_sqlalchemy.idempotency import SqlAlchemyIdempotency
 from cqrs_decor_sqlalchemy.inbox import SqlAlchemyInbox
 from cqrs_decor_sqlalchemy.ledger import follow
 from cqrs_decor_sqlalchemy.log_broker import LogTableBroker
@@ -69,6 +70,7 @@ class SqlAlchemyStore:
         self.name = self.database.name
         self.outbox = SqlAlchemyOutbox(self.database)
         self.inbox = SqlAlchemyInbox(self.database)
+        self.idempotency = SqlAlchemyIdempotency(self.database)
         self.schema = SqlAlchemySchema(self.database)
         if engine.dialect.name == "sqlite":
             self.card = _SQLITE_CARD[is_memory(engine.url)]  # type: ignore[misc]  # an SQLite store promises less
