@@ -73,7 +73,9 @@ class Bus:
 
     # --- for users --------------------------------------------------------------------------------------------------
 
-    async def send(self, command: Returns[R], session: object | None = None) -> R:
+    async def send(
+        self, command: Returns[R], session: object | None = None, *, idempotency_key: str | None = None
+    ) -> R:
         """Send a command to its handler and return the result, after its transaction has been committed.
 
         Inside a handler the command joins the handler's transaction and has no retries of its own; if it fails, that
@@ -82,12 +84,18 @@ class Bus:
         Args:
             command: The command.
             session: A session of yours whose transaction it joins; you commit it, and its events go along.
+            idempotency_key: Names this very wish. The result is kept in the handler's transaction: a send with the same
+                key and content gets it, and the handler does not run again; one at the same time waits for it. A commit
+                whose outcome is unknown is repeated by itself. Keys are the service's, and kept for
+                `Settings.idempotency_days`.
 
         Raises:
             NoHandlerError: Nobody handles this command.
             AppNotStartedError, AppStoppedError, WrongLoopError: The app does not run here.
             SendInQueryError: A query changes nothing.
             CommitOutcomeUnknownError: The connection broke during the commit.
+            IdempotencyKeyReusedError: The key was given to another command, or to other content, before.
+            IdempotentResultError: The result cannot be kept; nothing was committed.
             Exception: Whatever the handler raised; the transaction was rolled back.
         """
         try:
@@ -96,8 +104,8 @@ class Bus:
             raise self._refusal(command, "command", "send") from None
         if self._home._thread_id != get_ident():
             raise WrongLoopError("send()")
-        if session is not None or _context_here() is not None:
-            return await self._send_within(plan, command, session)  # type: ignore[no-any-return]
+        if session is not None or idempotency_key is not None or _context_here() is not None:
+            return await self._send_within(plan, command, session, idempotency_key)  # type: ignore[no-any-return]
         # The commonest dispatch, written out: each call less counts here. See tests/benchmarks.
         context = MessageContext()
         context.message = command
@@ -182,20 +190,26 @@ class Bus:
 
     # --- the rarer ways of send -------------------------------------------------------------------------------------
 
-    async def _send_within(self, plan: Plan, command: Any, session: object | None) -> Any:
+    async def _send_within(self, plan: Plan, command: Any, session: object | None, key: str | None) -> Any:
+        if key == "":
+            raise ValueError("idempotency_key is empty: leave it out, or give one that names this very wish")
         parent = self._open_dispatch(plan.origin)
         if parent is not None and parent.origin.kind == "query":
             raise SendInQueryError(type(command).__name__, type(parent.message).__name__)
+        context = MessageContext.of(command, plan.origin, parent=parent if session is None else None)
+        own, joined = plan.own, plan.joined
+        if key is not None:
+            context.kept.idempotency_key = key
+            own, joined = plan.keyed, plan.keyed_joined
         if session is not None:
-            return await self._send_in_session(plan, command, session)
-        return await _run(plan, command, parent)
+            return await self._send_in_session(joined, context, session)
+        return await _run_in(own if parent is None else joined, context)
 
-    async def _send_in_session(self, plan: Plan, command: Any, session: object) -> Any:
+    async def _send_in_session(self, joined: Next, context: MessageContext, session: object) -> Any:
         if self._store is None:
             raise self._not_running("send()")
-        context = MessageContext.of(command, plan.origin)
         context.kept.unit_of_work = UnitOfWork(nothing_to_begin, self._store.join(session), joined=True)
-        result = await _run_in(plan.joined, context)
+        result = await _run_in(joined, context)
         await (
             context.unit_of_work.commit()
         )  # the caller commits: this only refuses what a swallowed error left half-done

@@ -60,6 +60,7 @@ class DispatchState:
         "emitted",
         "envelope",
         "id",
+        "idempotency_key",
         "parent",
         "parked_id",
         "stack",
@@ -71,6 +72,7 @@ class DispatchState:
         self.envelope = envelope
         self.attempt = 1
         self.id: str | None = None
+        self.idempotency_key: str | None = None
         self.unit_of_work: UnitOfWork | None = None
         self.emitted: list[tuple[Any, object]] | None = None
         self.stack: AsyncExitStack | None = None
@@ -191,7 +193,12 @@ class MessageContext:
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every attempt at this message by this handler: give it to APIs that drop repeats by key."""
+        """The same for every attempt at this message by this handler: give it to APIs that drop repeats by key.
+
+        Of a command with an idempotency key it is made from that, so that every send with the key has the same.
+        """
+        if self.state is not None and self.state.idempotency_key is not None:
+            return f"{self.origin.handler}::{self.state.idempotency_key}"
         source = "" if self.envelope is None else self.envelope.source
         return f"{self.origin.consumer or self.origin.handler}:{source}:{self.id}"
 

@@ -363,6 +363,28 @@ class SendInQueryError(DispatchError):
         )
 
 
+class IdempotencyKeyReusedError(DispatchError):
+    code = "CD211"
+
+    def __init__(self, command: str, key: str, how: str) -> None:
+        self.command, self.key, self.how = command, key, how
+        super().__init__(
+            f"{command!r} was sent with idempotency key {key!r}, which was used before {how}.",
+            fix="give every wish a key of its own, and repeat a wish with the content that it had",
+        )
+
+
+class IdempotentResultError(DispatchError):
+    code = "CD212"
+
+    def __init__(self, command: str, reason: str) -> None:
+        self.command, self.reason = command, reason
+        super().__init__(
+            f"The result of {command!r} cannot be kept under an idempotency key: {reason}.",
+            fix="let the command promise a type that pydantic writes as JSON and reads again, e.g. Command[str]",
+        )
+
+
 # --- 3xx: unit of work ----------------------------------------------------------------------------------------------
 
 
@@ -435,7 +457,7 @@ class CommitOutcomeUnknownError(UnitOfWorkError):
         self.store = store
         super().__init__(
             f"The connection to {store} broke during COMMIT: the transaction may or may not have been committed.",
-            fix="look before you repeat; repeating by itself is safe only where the handler is idempotent",
+            fix="look before you repeat; what is sent with an idempotency_key can be repeated safely",
         )
 
 
@@ -703,6 +725,19 @@ class BodyTooLargeError(WireError):
         super().__init__(
             f"The body has {size:,} bytes, more than the {limit:,} that this service takes.",
             fix="raise Settings.max_body_bytes, or send a reference instead of the content",
+        )
+
+
+class MessageKillsWorkersError(WireError):
+    """Workers vanish, one after another, while they handle this message: it is parked instead of tried once more."""
+
+    code = "CD607"
+
+    def __init__(self, crashes: int) -> None:
+        self.crashes = crashes
+        super().__init__(
+            f"{crashes} workers in a row vanished with this message in hand, and with nothing else.",
+            fix="find out in their logs, or the kernel's, what ended them; then `cqrs-decor inbox retry` or `discard`",
         )
 
 

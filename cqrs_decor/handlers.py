@@ -35,6 +35,8 @@ class HandlerOptions:
         timeout: One attempt may take this long.
         concurrency: At most so many run at a time in this process.
         isolated: A domain event handler that runs after the commit, in its own transaction, cannot fail the command.
+        optimistic: A consumer that has no effects outside the database and may be rerun: many messages in one
+            transaction.
     """
 
     name: str | None = None
@@ -43,6 +45,7 @@ class HandlerOptions:
     timeout: timedelta | None = None
     concurrency: int | None = None
     isolated: bool = False
+    optimistic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,6 +300,26 @@ def _option_faults(spec: HandlerSpec) -> list[CqrsDecorError]:
                 "retry",
                 "a domain event handler runs inside its command's transaction, which is retried as a whole",
                 "put retry= on the command handler, or add isolated=True",
+            )
+        )
+    if options.optimistic and not (
+        spec.kind == "event" and all(message_spec(kind).leaves_the_process for kind in spec.message_types)
+    ):
+        faults.append(
+            InvalidOptionError(
+                spec.where,
+                "optimistic",
+                "only a worker, which runs handlers of integration events, has messages to put into one transaction",
+                "leave it out",
+            )
+        )
+    if options.optimistic and options.concurrency is not None:
+        faults.append(
+            InvalidOptionError(
+                spec.where,
+                "concurrency",
+                "an optimistic handler runs in batches, as many at a time as the worker has places",
+                "leave one of the two out",
             )
         )
     if options.timeout is not None and options.timeout <= timedelta(0):

@@ -19,6 +19,9 @@ from cqrs_decor.unit_of_work import Transaction
 DUPLICATE: Final = object()
 """What a consumer's chain returns when the consumer had the message before: nothing was run."""
 
+BEHIND: Final = object()
+"""What a consumer's chain returns when the key of the message is held: nothing was run, and nothing was noted."""
+
 
 class Noted(Enum):
     """What an inbox says to a message.
@@ -56,7 +59,8 @@ class ParkedMessage:
 
     Attributes:
         id: Given by the store; 0 before.
-        consumer: Service and handler name; the service alone where the message could not even be read.
+        consumer: Service and handler name; the service alone where the type of the message is unknown, so that nobody
+            can say whose it is.
         envelope: What came in; for what could not be read, whatever of it could.
         error: Type and text of the reason, without payload.
         attempts: How often the handler ran.
@@ -114,24 +118,37 @@ class InboxStore(Protocol):
         """
         ...
 
+    async def record_all(
+        self, transaction: Transaction, consumer: str, envelopes: Sequence[Envelope]
+    ) -> Sequence[Noted]:
+        """`record` for many at once, one answer for each, in order; a message that is in it twice is new once.
+
+        They are locked in the order of (source, id), so that two batches never wait for each other in a circle.
+        """
+        ...
+
     async def park(self, parked: ParkedMessage) -> bool:
         """Keep a message aside, hold its key, and note that the consumer has it, in a transaction of its own.
 
         Parking one (consumer, source, id) again replaces error and count and takes back the wish for a retry; id and
-        place stay. False, and nothing is kept, if the consumer has had it with success meanwhile.
+        place stay, and it is held no longer. False, and nothing is kept, if the consumer has had it with success
+        meanwhile. Waits for the end of a transaction that has noted the same, or takes one of its key out.
         """
         ...
 
     async def hold_back(self, parked: ParkedMessage) -> bool:
-        """Keep a message behind the parked one of its key, and note that the consumer has it.
+        """Keep a message behind the parked ones of its key, and note that the consumer has it.
 
-        False, and nothing is kept, if the key is held no longer: it is the message's turn.
+        False, and nothing is kept, if the key is held no longer, or the consumer has the message meanwhile: then it is
+        to be recorded again. Waits for the end of a transaction that takes one of its key out.
         """
         ...
 
     async def unpark(self, transaction: Transaction, parked_id: int) -> bool:
         """Take a parked message out in this transaction; False if somebody else did. That the consumer has it stays
-        noted. The next one behind it is asked for; with the last one its key is held no longer.
+        noted. The next one behind it is asked for, and is held no longer; with the last one its key is held no longer.
+
+        While another transaction that takes one of the same key out is open, this waits for its end.
         """
         ...
 
@@ -145,7 +162,7 @@ class InboxStore(Protocol):
 
     async def take_marks(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> Sequence[Mark]:
         """What the last reader of these (topic, number) left noted: it vanished with that in hand. Those that it took
-        off, or that the owner itself noted, are left out.
+        off, or that the owner itself noted, are left out. What is found stays noted until `mark` replaces it.
         """
         ...
 
@@ -178,6 +195,9 @@ class InboxStore(Protocol):
         ...
 
 
+_NOT_RUN: Final = {Noted.HAD: DUPLICATE, Noted.HELD: BEHIND}
+
+
 class InboxStage:
     """Lets a consumer have each message once: its inbox row is written first, in the handler's own transaction."""
 
@@ -197,10 +217,9 @@ class InboxStage:
             if consumer is None or envelope is None:  # a consumed message always has both: the worker made its context
                 raise AssertionError("an inbox without a consumer or an envelope")
             parked_id = context.kept.parked_id
-            if parked_id is not None and not await inbox.unpark(transaction, parked_id):
-                return DUPLICATE
-            if not await inbox.record(transaction, consumer, envelope):
-                return DUPLICATE
-            return await call_next(message, context)
+            if parked_id is not None:  # it was noted when it was parked
+                return await call_next(message, context) if await inbox.unpark(transaction, parked_id) else DUPLICATE
+            noted = await inbox.record(transaction, consumer, envelope)
+            return await call_next(message, context) if noted is Noted.NEW else _NOT_RUN[noted]
 
         return run

@@ -29,6 +29,8 @@ class Handling:
         spec: The handler.
         joined: The chain runs inside another dispatch: its transaction is there already.
         consumed: The messages come from a broker.
+        batched: The chain is one of many in a transaction that somebody else begins and ends; joined as well.
+        keyed: The commands come with an idempotency key.
         uses_resources: The handler, or something it depends on, asks for a session or the like.
         cleans_up: Something is made for each message and must be closed after it.
     """
@@ -36,6 +38,8 @@ class Handling:
     spec: HandlerSpec
     joined: bool = False
     consumed: bool = False
+    batched: bool = False
+    keyed: bool = False
     uses_resources: bool = False
     cleans_up: bool = False
 
@@ -57,6 +61,10 @@ class Plan:
     Attributes:
         own: The chain that begins and ends a transaction.
         joined: The chain that takes part in another dispatch's.
+        batched: The chain of an optimistic consumer for one of many messages in a transaction: noting them in the
+            inbox, and the end of the transaction, belong to whoever calls it. None for all others.
+        keyed: As `own`, for commands with an idempotency key.
+        keyed_joined: As `joined`, for those.
         bare: The call without its chain, where the chain would only conclude what the handler emits: whoever calls this
             must, if the context was used, `conclude` or `abandon` it, as the chain would.
         order: The stages of `own`, outermost first.
@@ -67,6 +75,9 @@ class Plan:
     origin: Origin
     own: Next
     joined: Next
+    batched: Next | None
+    keyed: Next
+    keyed_joined: Next
     order: tuple[str, ...]
     source: str
     bare: Callable[[Any], Awaitable[Any]] | None

@@ -130,6 +130,7 @@ class Registry:
         timeout: timedelta | float | None = None,
         concurrency: int | None = None,
         isolated: bool = False,
+        optimistic: bool = False,
     ) -> Callable[[F], F]: ...
     def event_handler(self, target: Any = None, /, **options: Any) -> Any:
         """Record a handler of an event; an event has any number.
@@ -144,6 +145,8 @@ class Registry:
             timeout: Of one attempt; a number is seconds.
             concurrency: At most so many at a time in this process.
             isolated: Only for domain events: run after the commit, in an own transaction; a failure is logged.
+            optimistic: Only for integration events: it has no effects outside the database and may be rerun. Messages
+                that wait are handled in one transaction, and one by one if that fails.
         """
         return self._decorate("event", target, options)
 
@@ -197,6 +200,7 @@ class Registry:
         timeout: timedelta | float | None = None,
         concurrency: int | None = None,
         isolated: bool = False,
+        optimistic: bool = False,
     ) -> None:
         """Bind a handler to a message without a decorator.
 
@@ -211,7 +215,13 @@ class Registry:
         """
         types = message if isinstance(message, tuple) else (message,)
         options = _options(
-            message=types, name=name, retry=retry, timeout=timeout, concurrency=concurrency, isolated=isolated
+            message=types,
+            name=name,
+            retry=retry,
+            timeout=timeout,
+            concurrency=concurrency,
+            isolated=isolated,
+            optimistic=optimistic,
         )
         self._record(kind or _kind_of(types[0], source_place(handler)), handler, options)
 
@@ -266,6 +276,7 @@ def _options(
     timeout: timedelta | float | None = None,
     concurrency: int | None = None,
     isolated: bool = False,
+    optimistic: bool = False,
 ) -> HandlerOptions:
     return HandlerOptions(
         name=name,
@@ -274,6 +285,7 @@ def _options(
         timeout=timedelta(seconds=timeout) if isinstance(timeout, int | float) else timeout,
         concurrency=concurrency,
         isolated=isolated,
+        optimistic=optimistic,
     )
 
 

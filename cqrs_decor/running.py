@@ -25,6 +25,7 @@ from cqrs_decor.outbox import Drained, OutboxWriter
 from cqrs_decor.pipeline import Handling, Plan, Stage, UserMiddlewares, compose
 from cqrs_decor.relay import Relay
 from cqrs_decor.stages.concurrency import ConcurrencyStage
+from cqrs_decor.stages.idempotency import IdempotencyStage, UnknownCommitStage
 from cqrs_decor.stages.logging import LoggingStage
 from cqrs_decor.stages.retries import RetriesStage
 from cqrs_decor.stages.scope import ScopeStage
@@ -155,6 +156,7 @@ class Running:
                 limits=WorkerLimits(
                     concurrency=self._concurrency(),
                     prefetch=self._settings.worker_prefetch,
+                    batch=self._settings.worker_batch,
                     max_body_bytes=self._settings.max_body_bytes,
                     park_unknown=self._settings.unknown_events == "park",
                 ),
@@ -218,19 +220,21 @@ class Running:
     def _stages(self, middlewares: Sequence[Any]) -> tuple[Stage, ...]:
         """The order around every handler, the outermost first. A snapshot test keeps it.
 
-        Retries lie outside the transaction: every attempt has its own. The inbox row is written first in it; domain
-        events are handled last in it, by the transaction stage itself.
+        Retries lie outside the transaction: each attempt has its own. In it the inbox row, or the idempotency key, comes
+        first; domain events are handled last, by the transaction stage itself.
         """
         store = self.parts.store
         return (
             LoggingStage(self.parts.observers, self._configuration.clock),
             UserMiddlewares(middlewares),
             ConcurrencyStage(),
+            UnknownCommitStage(store.is_unavailable),
             RetriesStage(store.is_transient),
             TimeoutStage(),
             ScopeStage(),
             self._transaction,
             InboxStage(store.inbox),
+            IdempotencyStage(store.idempotency, self._service, self._codec),
         )
 
     def _middlewares(self) -> tuple[Any, ...]:
@@ -260,12 +264,19 @@ class Running:
         handling = self._handling(spec)
         own, order = compose(stages, handling, compiled.call)
         joined, _ = compose(stages, replace(handling, joined=True, consumed=False), compiled.call)
+        batched, _ = compose(stages, replace(handling, joined=True, consumed=False, batched=True), compiled.call)
+        with_key = replace(handling, keyed=spec.kind == "command")
+        keyed, _ = compose(stages, with_key, compiled.call)
+        keyed_joined, _ = compose(stages, replace(with_key, joined=True, consumed=False), compiled.call)
         consumer = f"{self._service}.{spec.name}" if handling.consumed else None
         return Plan(
             spec=spec,
             origin=self._origin(spec.kind, spec.name, consumer),
             own=own,
             joined=joined,
+            batched=batched if spec.options.optimistic else None,
+            keyed=keyed,
+            keyed_joined=keyed_joined,
             order=order,
             source=compiled.source,
             bare=compiled.bare if order == (self._transaction.name,) and not handling.uses_resources else None,

@@ -1,56 +1,48 @@
 """The worker: takes messages from the broker to their consumers, in order per key, each effect once.
 
-Delivery -> envelope -> message -> queue of its key -> each consumer's chain (inbox row, handler and outbox rows in one
-transaction) -> acknowledged with everything before it.
+Delivery -> marked -> queue of its key, or a batch of many keys -> each consumer's chain (inbox row, handler and outbox
+rows in one transaction) -> acknowledged with everything before it.
 """
 
 import logging
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from itertools import takewhile
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
+from cqrs_decor._ids import new_id
 from cqrs_decor._loop import Outage, Signal
+from cqrs_decor.acknowledging import Acknowledging
+from cqrs_decor.batches import Batches
 from cqrs_decor.broker import Broker, Delivery, Partition, Start, Subscription
 from cqrs_decor.clock import Clock
 from cqrs_decor.codec import Codec
-from cqrs_decor.context import MessageContext, current_context
+from cqrs_decor.consuming import Consuming
 from cqrs_decor.crash_points import reach
-from cqrs_decor.envelope import Envelope
-from cqrs_decor.errors import (
-    BodyTooLargeError,
-    BrokerUnavailableError,
-    CommitOutcomeUnknownError,
-    CqrsDecorError,
-    Park,
-    RetryLater,
-    StoreUnavailableError,
-    UnknownMessageTypeError,
-    WireError,
-)
-from cqrs_decor.inbox import DUPLICATE, ParkedMessage
-from cqrs_decor.observers import MessageConsumed, Observers
+from cqrs_decor.errors import BrokerUnavailableError, MessageKillsWorkersError, UnknownMessageTypeError, WireError
+from cqrs_decor.in_hand import InHand, QueueKey, Work
+from cqrs_decor.observers import Observers, PartitionsPaused
+from cqrs_decor.parking import Parking
 from cqrs_decor.pipeline import Plan
-from cqrs_decor.retry import WORKER_RETRY, Retry
+from cqrs_decor.places import Places
+from cqrs_decor.reading import Read, Reader, envelope_of
+from cqrs_decor.retrying import Retrying
 from cqrs_decor.routing import Routes
-from cqrs_decor.stages.retries import TRANSIENT_RETRY, is_hopeless
+from cqrs_decor.stepping import Stepping
 from cqrs_decor.store import Store
 
 _logger = logging.getLogger(__name__)
 
 _RECEIVE_WAIT = timedelta(seconds=1)
-_RETRIES_EVERY_S = 2.0
-_RETRIES_AT_ONCE = 50
+_GLANCE = timedelta(milliseconds=20)
+"""So long is waited for other partitions while a busy one is paused that may go on at any moment."""
 _REVOKE_LIMIT_S = 20.0
-_CONFLICTS = 50
-"""So often a message may lose a race in the database (deadlock, busy) before it counts as a failure of its handler."""
-
-QueueKey = tuple[object, ...]
+_LEAVE_LIMIT_S = 1.0
+_WORTH_A_BATCH = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,46 +50,20 @@ class WorkerLimits:
     """How much a worker does at a time.
 
     Attributes:
-        concurrency: Keys handled at a time.
-        prefetch: Messages in memory at most.
+        concurrency: Keys (or batches) handled at a time.
+        prefetch: Messages in memory at most, those included that are done and not acknowledged yet.
+        prefetch_bytes: The sum of their bodies, at most.
+        batch: Messages of an optimistic batch at most.
         max_body_bytes: A larger body is parked unread.
         park_unknown: Whether an event of an unknown type is parked, or left out.
     """
 
     concurrency: int
     prefetch: int
+    prefetch_bytes: int = 64 * 2**20
+    batch: int = 50
     max_body_bytes: int
     park_unknown: bool
-
-
-@dataclass(slots=True)
-class _Tries:
-    """How often one consumer has run for one message, and how often the database made it start over."""
-
-    attempts: int = 0
-    conflicts: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """A delivery on its way through this process."""
-
-    delivery: Delivery
-    done: bool = False
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What came from one partition and is not acknowledged yet, in order."""
-
-    waiting: deque[_Work] = field(default_factory=deque[_Work])
-
-    def finished_prefix(self) -> list[Delivery]:
-        return [work.delivery for work in takewhile(lambda work: work.done, self.waiting)]
-
-    def drop(self, count: int) -> None:
-        for _ in range(count):
-            self.waiting.popleft()
 
 
 class Worker:
@@ -114,6 +80,10 @@ class Worker:
         start: Where a new group begins.
         clock: Time.
         observers: Told of each outcome.
+
+    Attributes:
+        progress_at: When something was last finished, or there was nothing to do; `clock.elapsed()`.
+        paused: So many partitions have their share in memory and do not get on; the others go on.
     """
 
     def __init__(
@@ -130,42 +100,86 @@ class Worker:
         clock: Clock,
         observers: Observers,
     ) -> None:
-        self.handled = 0
-        self.parked: list[str] = []
+        self.progress_at = clock.elapsed()
+        self.paused = 0
         self._service = service
         self._broker = broker
         self._store = store
-        self._consumers = consumers
-        self._routes = routes
-        self._codecs = codecs
         self._limits = limits
         self._start: Start = start
         self._clock = clock
         self._observers = observers
         self._topics = sorted({topic.name for topic in routes.topics(consumers)})
-        self._plans = {plan.origin.consumer: plan for plans in consumers.values() for plan in plans}
-        self._slots = anyio.Semaphore(limits.concurrency)
-        self._queues: dict[QueueKey, deque[_Work]] = {}
-        self._progress: dict[Partition, _Progress] = {}
-        self._revoked: set[Partition] = set()
-        self._in_flight = 0
-        self._room = Signal()
-        self._finished = Signal()
-        self._acknowledging = anyio.Lock()
-        self._stopping = False
-        self._stop_requested = anyio.Event()
-        self._receiving: anyio.CancelScope | None = None
-        self._subscription: Subscription | None = None
+        self._owner = new_id()
         self._broker_outage = Outage("the broker", _logger, clock, observers)
         self._store_outage = Outage("the inbox", _logger, clock, observers)
+
+        self._places = Places(limits.concurrency)
+        self._reader = Reader(service, consumers, routes, codecs, limits.max_body_bytes)
+        self._parking = Parking(store.inbox, self._store_outage, clock, observers)
+        self._consuming = Consuming(store, self._places, self._parking, self._store_outage, clock, observers)
+        self._batches = Batches(
+            consumers, store.inbox, self._reader, self._places, self._consuming, self._store_outage, clock, observers
+        )
+        plans = {plan.origin.consumer: plan for plans in consumers.values() for plan in plans}
+        self._retrying = Retrying(
+            service,
+            {name: plan for name, plan in plans.items() if name is not None},
+            store,
+            self._reader,
+            self._consuming,
+            self._parking,
+            self._store_outage,
+            clock,
+        )
+
+        self._room = Signal()
+        self._finished = Signal()
+        self._stopping = False
+        self._receiving: anyio.CancelScope | None = None
+        self._subscription: Subscription | None = None
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """A subscription has nothing to do with the one before it: all of that comes again."""
+        self._in_hand = InHand(self._limits.prefetch, self._limits.prefetch_bytes, self._clock, self._room.set)
+        self._queues: dict[QueueKey, deque[Work]] = {}
+        self._lanes: dict[int, deque[Work]] = {}
+        self._stepping = Stepping(
+            self._service,
+            self._owner,
+            self._store.inbox,
+            self._places,
+            ahead=self._limits.prefetch,
+            outage=self._store_outage,
+            observers=self._observers,
+            dispatch=self._dispatch_single,
+        )
+
+    # --- what others may ask ----------------------------------------------------------------------------------------
 
     @property
     def topics(self) -> Sequence[str]:
         return self._topics
 
     @property
+    def handled(self) -> int:
+        """So many messages consumers have handled since the start."""
+        return self._consuming.handled
+
+    @property
+    def parked(self) -> Sequence[str]:
+        """What was parked since the start, each in words."""
+        return self._parking.parked
+
+    @property
+    def in_flight(self) -> int:
+        """So many messages are in memory that have not their outcome yet."""
+        return self._in_hand.unfinished
+
+    @property
     def idle(self) -> bool:
-        return self._in_flight == 0
+        return self._in_hand.unfinished == 0
 
     async def backlog(self) -> int:
         """Messages that wait for this worker at the broker; raises BrokerUnavailableError while it is away."""
@@ -175,10 +189,12 @@ class Worker:
     def subscribed(self) -> bool:
         return self._subscription is not None or not self._topics
 
+    # --- run and stop -----------------------------------------------------------------------------------------------
+
     def stop(self) -> None:
         """Receive nothing more; `run` ends when what is in flight is done and acknowledged."""
         self._stopping = True
-        self._stop_requested.set()
+        self._in_hand.give_up()
         if self._receiving is not None:
             self._receiving.cancel()  # what it may have had in hand was not acknowledged, so it comes again
         self._finished.set()
@@ -200,355 +216,191 @@ class Worker:
             self._service, self._topics, start=self._start, on_revoked=self._finish_revoked
         )
         async with joining as subscription:
+            self._begin_anew()
             self._subscription = subscription
-            self._queues, self._progress, self._revoked, self._in_flight = {}, {}, set(), 0
+            self._acknowledging = Acknowledging(
+                subscription, self._in_hand, self._broker_outage, lambda: self._stopping
+            )
             try:
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._acknowledge_all, subscription)
-                    tasks.start_soon(self._retry_parked)
+                    self._tasks = tasks
+                    tasks.start_soon(self._acknowledging.run, self._finished)
+                    tasks.start_soon(self._retrying.run)
                     await self._receive_all(subscription, tasks)
                     await self._finish()
                     tasks.cancel_scope.cancel()
-                await self._acknowledge(subscription)
+                await self._acknowledging.acknowledge()
             finally:
                 self._subscription = None
+                await self._leave()
+
+    async def _finish(self) -> None:
+        """After `stop`: what runs ends; what only waits is left to the next reader."""
+        await self._retrying.finish()
+        while self._in_hand.unfinished:
+            await self._finished.wait(_RECEIVE_WAIT.total_seconds())
+
+    async def _leave(self) -> None:
+        """Take the marks off, unless it is cancelled in the middle of something: that looks like what kills workers."""
+        if not self._in_hand.running:
+            with anyio.move_on_after(_LEAVE_LIMIT_S, shield=True):
+                await self._stepping.leave()
+
+    async def _finish_revoked(self, partitions: Collection[Partition]) -> None:
+        """Before partitions go: finish what runs, drop what waits, acknowledge what is done."""
+        works = self._in_hand.give_up(partitions)
+        with anyio.move_on_after(_REVOKE_LIMIT_S):
+            await self._in_hand.until_still(works)
+        if self._subscription is not None:
+            await self._acknowledging.acknowledge()
+        self._in_hand.forget(partitions)
+        await self._stepping.leave(partitions)
 
     # --- receive ----------------------------------------------------------------------------------------------------
 
     async def _receive_all(self, subscription: Subscription, tasks: TaskGroup) -> None:
         while not self._stopping:
-            room = self._limits.prefetch - self._in_flight
-            if room <= 0:
-                await self._room.wait(_RECEIVE_WAIT.total_seconds())
-                continue
-            deliveries: Sequence[Delivery] = ()
-            try:
-                with anyio.CancelScope() as self._receiving:
-                    deliveries = await subscription.receive(room, _RECEIVE_WAIT)
-            except BrokerUnavailableError as error:
-                await self._broker_outage.wait(error)
-                continue
-            self._broker_outage.over()
-            for delivery in deliveries:
-                self._accept(delivery, tasks)
-            if deliveries:
+            works = self._in_hand.take(await self._receive(subscription))
+            if self._stopping:
+                self._in_hand.give_up()
+            if works:
                 reach("worker.received")
+                for work in await self._stepping.admit(works, tasks):
+                    self._dispatch(work)
+            elif self.idle:
+                self.progress_at = self._clock.elapsed()
 
-    def _accept(self, delivery: Delivery, tasks: TaskGroup) -> None:
-        """Queue a delivery behind the others of its key; a task serves the queue while it has anything in it."""
-        work = _Work(delivery)
-        self._in_flight += 1
-        self._progress.setdefault(delivery.partition, _Progress()).waiting.append(work)
-        key = _queue_key(delivery)
-        queue = self._queues.get(key)
-        if queue is None:
-            self._queues[key] = deque([work])
-            tasks.start_soon(self._serve, key)
+    async def _receive(self, subscription: Subscription) -> Sequence[Delivery]:
+        """What comes next of the partitions that are not full; nothing if there is no room, or on a stop."""
+        wait = await self._room_for_more()
+        room = self._in_hand.room()
+        if room <= 0 or self._stopping:
+            return ()
+        deliveries: Sequence[Delivery] = ()
+        try:
+            with anyio.CancelScope() as self._receiving:
+                deliveries = await subscription.receive(room, wait, paused=self._in_hand.full)
+        except BrokerUnavailableError as error:
+            await self._stepping.lift()
+            await self._broker_outage.wait(error)
         else:
+            self._broker_outage.over()
+        return deliveries
+
+    async def _room_for_more(self) -> timedelta:
+        """Wait a moment for room where there is none; returns how long to wait for messages."""
+        if self._in_hand.room() <= 0:
+            await self._room.wait(_RECEIVE_WAIT.total_seconds())
+        stuck, full = self._in_hand.stuck, self._in_hand.full
+        self._tell_paused(len(stuck))
+        if len(full) == len(stuck):
+            return _RECEIVE_WAIT
+        await self._room.wait(_GLANCE.total_seconds())
+        return _RECEIVE_WAIT if len(self._in_hand.full) == len(stuck) else _GLANCE
+
+    def _tell_paused(self, paused: int) -> None:
+        if paused != self.paused:
+            self.paused = paused
+            self._observers.notice(PartitionsPaused(group=self._service, paused=paused))
+
+    # --- queue ------------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, work: Work) -> None:
+        """Into a batch if its topic is batched, unless others of its key are on their own."""
+        if work.delivery.partition.topic not in self._batches.topics or work.key in self._queues:
+            self._dispatch_single(work)
+            return
+        number = hash(work.key) % self._limits.concurrency
+        lane = self._lanes.get(number)
+        if lane is None:
+            self._lanes[number] = deque([work])
+            self._tasks.start_soon(self._serve_lane, number)
+        else:
+            lane.append(work)
+
+    def _dispatch_single(self, work: Work) -> bool:
+        """Queue it behind the others of its key; a task serves the queue while it has anything in it.
+
+        Returns:
+            Whether it is the first in its queue.
+        """
+        queue = self._queues.get(work.key)
+        if queue is not None:
             queue.append(work)
+            return False
+        self._queues[work.key] = deque([work])
+        self._tasks.start_soon(self._serve, work.key)
+        return True
 
     async def _serve(self, key: QueueKey) -> None:
         queue = self._queues[key]
         while queue:
             work = queue[0]
-            if not self._stopping and work.delivery.partition not in self._revoked:
-                work.done = await self._handle(work.delivery)
+            work.running = True
+            done = not work.given_up and await self._handle(work)
             queue.popleft()
-            self._in_flight -= 1
-            self._room.set()
-            self._finished.set()
+            self._end(work, done=done)
         del self._queues[key]
 
-    # --- acknowledge ------------------------------------------------------------------------------------------------
+    async def _serve_lane(self, number: int) -> None:
+        """One batch after the other. What a batch leaves goes on its own, and so does what comes later of its keys."""
+        lane = self._lanes[number]
+        while lane:
+            left = await self._handle_batch([lane.popleft() for _ in range(min(len(lane), self._limits.batch))])
+            for work in left:
+                self._dispatch_single(work)
+            for _ in range(len(lane) if left else 0):
+                work = lane.popleft()
+                if work.key in self._queues:
+                    self._dispatch_single(work)
+                else:
+                    lane.append(work)
+        del self._lanes[number]
 
-    async def _acknowledge_all(self, subscription: Subscription) -> None:
-        while True:
-            await self._finished.wait(_RECEIVE_WAIT.total_seconds())
-            await self._acknowledge(subscription)
+    async def _handle_batch(self, batch: Sequence[Work]) -> Sequence[Work]:
+        """Returns those that have to go on their own; the others have their outcome."""
+        works = [work for work in batch if not work.given_up]
+        if len(works) < _WORTH_A_BATCH:
+            return batch
+        for work in works:
+            work.running = True
+        done = set(await self._batches.handle(works))
+        for work in works:
+            if work in done:
+                self._end(work, done=True)
+            else:
+                work.running = False
+        return [work for work in batch if work not in done]
 
-    async def _acknowledge(self, subscription: Subscription) -> None:
-        """Acknowledge what is done with everything before it done; repeated until the broker has it."""
-        async with self._acknowledging:
-            finished = [
-                (progress, progress.finished_prefix())
-                for partition, progress in self._progress.items()
-                if partition not in self._revoked
-            ]
-            deliveries = [delivery for _, prefix in finished for delivery in prefix]
-            if deliveries and await self._is_taken(subscription, deliveries):
-                for progress, prefix in finished:  # only now: what a stop cuts off here is acknowledged at its end
-                    progress.drop(len(prefix))
-
-    async def _is_taken(self, subscription: Subscription, deliveries: Sequence[Delivery]) -> bool:
-        """Acknowledge until the broker has it; False if a stop came first."""
-        while True:
-            reach("worker.before_ack")
-            try:
-                await subscription.ack(deliveries)
-            except BrokerUnavailableError as error:
-                await self._broker_outage.wait(error)
-                if self._stopping:
-                    return False  # the next reader is told again, and the inbox knows
-                continue
-            reach("worker.acked")
-            return True
-
-    async def _finish_revoked(self, partitions: Collection[Partition]) -> None:
-        """Before partitions go: finish what runs, drop what waits, acknowledge what is done."""
-        waiting = [work for partition in partitions for work in self._progress.get(partition, _Progress()).waiting]
-        running = {id(queue[0]) for queue in self._queues.values() if queue}
-        started = [work for work in waiting if id(work) in running]
-        with anyio.move_on_after(_REVOKE_LIMIT_S):
-            while any(not work.done for work in started):
-                await self._clock.sleep(0.02)  # an event per message would cost more than this rare wait
-        if self._subscription is not None:
-            await self._acknowledge(self._subscription)
-        self._revoked.update(partitions)
-        for partition in partitions:
-            self._progress.pop(partition, None)
-
-    async def _finish(self) -> None:
-        """After `stop`: what runs ends; what only waits is left to the next reader."""
-        while self._in_flight:
-            await self._finished.wait(_RECEIVE_WAIT.total_seconds())
+    def _end(self, work: Work, *, done: bool) -> None:
+        self._in_hand.finish(work, done=done)
+        self.progress_at = self._clock.elapsed()
+        self._finished.set()
 
     # --- handle -----------------------------------------------------------------------------------------------------
 
-    async def _handle(self, delivery: Delivery) -> bool:
-        """Bring one delivery to an outcome on record with each of its consumers; False if a stop came first."""
+    async def _handle(self, work: Work) -> bool:
+        """Bring a work to an outcome on record with each of its consumers; False if it was given up first."""
+        if work.crashes:
+            return await self._park(work, MessageKillsWorkersError(work.crashes))
         try:
-            envelope, message = self._read(delivery)
+            read = await self._read(work)
         except UnknownMessageTypeError as error:
-            return not self._limits.park_unknown or await self._park_unread(delivery, error)
+            return not self._limits.park_unknown or await self._park(work, error)
         except WireError as error:
-            return await self._park_unread(delivery, error)
-        return await self._consume_all(self._consumers.get(message.__class__, ()), envelope, message)
+            return await self._park(work, error)
+        work.expect(len(read.plans))
+        return await self._consuming.by_all(work, read)
 
-    def _read(self, delivery: Delivery) -> tuple[Envelope, Any]:
-        if isinstance(delivery.content, WireError):
-            raise delivery.content
-        return delivery.content, self._decode(delivery.content)
+    async def _read(self, work: Work) -> Read:
+        if work.place is None:
+            return self._reader.read(work.delivery.content)
+        async with work.place():  # decoding runs code of the user's as well: a suspect is alone with it
+            return self._reader.read(work.delivery.content)
 
-    def _decode(self, envelope: Envelope) -> Any:
-        if len(envelope.data) > self._limits.max_body_bytes:
-            raise BodyTooLargeError(len(envelope.data), self._limits.max_body_bytes)
-        message_type = self._routes.type_for(envelope.topic, envelope.type, envelope.version)
-        if message_type not in self._consumers:
-            return None  # declared here, so known, but nobody handles it
-        codec = self._codecs.get(envelope.content_type.partition(";")[0].strip(), self._codecs["application/json"])
-        return codec.decode(message_type, envelope.data)
-
-    async def _consume_all(self, plans: Sequence[Plan], envelope: Envelope, message: Any) -> bool:
-        """Each handler is a consumer of its own: one that fails does not hold up the others."""
-        if len(plans) == 1:
-            return await self._consume(plans[0], envelope, message)
-        outcomes: list[bool] = []
-
-        async def consume(plan: Plan) -> None:
-            outcomes.append(await self._consume(plan, envelope, message))
-
-        async with anyio.create_task_group() as tasks:
-            for plan in plans:
-                tasks.start_soon(consume, plan)
-        return all(outcomes)
-
-    async def _consume(self, plan: Plan, envelope: Envelope, message: Any, parked: ParkedMessage | None = None) -> bool:
-        """Run one consumer until it is done or the message is parked; False if a stop came first.
-
-        Waiting for the next attempt holds no place.
-        """
-        began = self._clock.elapsed()
-        tries = _Tries()
-        while True:
-            tries.attempts += 1
-            try:
-                async with self._slots:
-                    result = await self._attempt(plan, envelope, message, tries.attempts, parked)
-            except Exception as error:  # whatever a handler raises is judged by its policy, none is dropped
-                if not await self._wait_for_next(plan, envelope, error, tries):
-                    return await self._park(plan.origin.consumer or "", envelope, error, tries.attempts)
-                if self._stopping:
-                    return False
-            else:
-                self._store_outage.over()
-                self._tell(plan, envelope, "duplicate" if result is DUPLICATE else "done", tries.attempts, began)
-                return True
-
-    async def _wait_for_next(self, plan: Plan, envelope: Envelope, error: Exception, tries: _Tries) -> bool:
-        """Wait before the next attempt; False when there is none. An outage or a lost race for a row is no attempt."""
-        if self._is_outage(error):
-            tries.attempts -= 1
-            await self._store_outage.wait(error)
-            return True
-        if self._store.is_transient(error) and tries.conflicts < _CONFLICTS:
-            tries.attempts -= 1
-            tries.conflicts += 1
-            await self._wait_unless_stopped(TRANSIENT_RETRY.delay(tries.conflicts))
-            return True
-        delay = _delay(plan.spec.options.retry or WORKER_RETRY, error, tries.attempts)
-        if delay is None:
-            return False
-        self._tell_of_retry(plan, envelope, error, tries.attempts, delay)
-        await self._wait_unless_stopped(delay)
+    async def _park(self, work: Work, error: WireError) -> bool:
+        envelope = envelope_of(work.delivery, self._clock)
+        for consumer in self._reader.concerned(work.delivery, error):
+            if not await self._parking.park(work, consumer, envelope, error, 0):
+                return False
         return True
-
-    async def _wait_unless_stopped(self, delay: timedelta) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._cancel_at_stop, tasks.cancel_scope)
-            await self._clock.sleep(delay.total_seconds())
-            tasks.cancel_scope.cancel()
-
-    async def _cancel_at_stop(self, scope: anyio.CancelScope) -> None:
-        await self._stop_requested.wait()
-        scope.cancel()
-
-    async def _attempt(
-        self, plan: Plan, envelope: Envelope, message: Any, attempt: int, parked: ParkedMessage | None
-    ) -> Any:
-        context = MessageContext.of(message, plan.origin, envelope=envelope)
-        context.kept.attempt = attempt
-        context.kept.parked_id = None if parked is None else parked.id
-        token = current_context.set(context)
-        try:
-            result = await plan.own(message, context)
-            reach("worker.committed")
-            return result
-        finally:
-            context.close()
-            current_context.reset(token)
-
-    def _is_outage(self, error: Exception) -> bool:
-        """Nothing about the message: the database is away, or broke during the commit, and then the inbox knows."""
-        return isinstance(error, StoreUnavailableError | CommitOutcomeUnknownError) or self._store.is_unavailable(error)
-
-    # --- park -------------------------------------------------------------------------------------------------------
-
-    async def _park(self, consumer: str, envelope: Envelope, error: Exception, attempts: int) -> bool:
-        """Keep the message aside; repeated until it is stored, since the next step is to acknowledge it."""
-        parked = ParkedMessage(
-            consumer=consumer,
-            envelope=envelope,
-            error=_described(error),
-            attempts=attempts,
-            parked_at=self._clock.now(),
-        )
-        while True:
-            try:
-                await self._store.inbox.park(parked)
-                break
-            except StoreUnavailableError as outage:
-                if self._stopping:
-                    return False
-                await self._store_outage.wait(outage)
-        self.parked.append(f"{consumer}: {envelope.type} {envelope.id}: {parked.error}")
-        facts = {"action": "message_parked", "consumer": consumer, "message_id": envelope.id, "topic": envelope.topic}
-        _logger.error("parked a message: %s", type(error).__name__, extra={**facts, "attempts": attempts})
-        outcome = MessageConsumed(
-            consumer=consumer, message=envelope.type, outcome="parked", attempts=attempts, seconds=0
-        )
-        self._observers.notice(outcome)
-        return True
-
-    async def _park_unread(self, delivery: Delivery, error: WireError) -> bool:
-        return await self._park(self._service, _envelope_of(delivery, self._clock), error, 0)
-
-    async def _retry_parked(self) -> None:
-        """Try again what an operator asked for; whoever takes it out of the parked ones in his transaction has it."""
-        consumers = [name for name in self._plans if name is not None]
-        while True:
-            await self._clock.sleep(_RETRIES_EVERY_S)
-            try:
-                for parked in await self._store.inbox.retries([*consumers, self._service], _RETRIES_AT_ONCE):
-                    await self._retry(parked)
-            except StoreUnavailableError as error:
-                await self._store_outage.wait(error)
-
-    async def _retry(self, parked: ParkedMessage) -> None:
-        try:
-            message = self._decode(parked.envelope)
-        except WireError as error:
-            await self._park(parked.consumer, parked.envelope, error, parked.attempts)
-            return
-        plan = self._plans.get(parked.consumer)
-        if plan is not None:
-            await self._consume(plan, parked.envelope, message, parked)
-            return
-        await self._consume_all(self._consumers.get(message.__class__, ()), parked.envelope, message)
-        transaction = await self._store.begin()
-        try:
-            await self._store.inbox.unpark(transaction, parked.id)
-            await transaction.commit()
-        finally:
-            await transaction.rollback()
-
-    # --- tell -------------------------------------------------------------------------------------------------------
-
-    def _tell(self, plan: Plan, envelope: Envelope, outcome: str, attempts: int, began: float) -> None:
-        self.handled += outcome == "done"
-        if self._observers:
-            self._observers.notice(
-                MessageConsumed(
-                    consumer=plan.origin.consumer or "",
-                    message=envelope.type,
-                    outcome=outcome,
-                    attempts=attempts,
-                    seconds=self._clock.elapsed() - began,
-                )
-            )
-
-    def _tell_of_retry(self, plan: Plan, envelope: Envelope, error: Exception, attempt: int, delay: timedelta) -> None:
-        _logger.warning(
-            "a consumer failed and will try again: %s",
-            type(error).__name__,
-            extra={
-                "action": "consumer_retry",
-                "consumer": plan.origin.consumer,
-                "message_id": envelope.id,
-                "attempt": attempt,
-                "delay_s": delay.total_seconds(),
-            },
-        )
-
-
-def _queue_key(delivery: Delivery) -> QueueKey:
-    """Messages of a (topic, key) wait for each other; those without a key wait for nobody."""
-    content = delivery.content
-    key = content.key if isinstance(content, Envelope) else delivery.key
-    if key is None:
-        return (delivery.partition, delivery.position)
-    return (delivery.partition.topic, key, delivery.partition.epoch)
-
-
-def _delay(policy: Retry, error: Exception, attempt: int) -> timedelta | None:
-    """The wait before the next attempt, or None when the message is to be parked."""
-    if isinstance(error, RetryLater):
-        return error.delay if attempt < policy.max_attempts else None
-    if is_hopeless(error) or not policy.allows(error, attempt):
-        return None
-    return policy.delay(attempt)
-
-
-def _described(error: Exception) -> str:
-    """Type and text of an error; of one that is not ours only the type, since its text may quote the payload."""
-    if isinstance(error, CqrsDecorError):
-        return f"{type(error).__name__} ({error.code}): {error.problem}"
-    if isinstance(error, Park | RetryLater):
-        return f"{type(error).__name__}: {error}"
-    return type(error).__name__
-
-
-def _envelope_of(delivery: Delivery, clock: Clock) -> Envelope:
-    """What there is of an envelope; where it came from stands in for the id of what has none."""
-    if isinstance(delivery.content, Envelope):
-        return delivery.content
-    place = f"{delivery.partition.topic}/{delivery.partition.number}/{delivery.position}"
-    return Envelope(
-        id=place,
-        source="unreadable",
-        type="unreadable",
-        topic=delivery.partition.topic,
-        data=delivery.raw,
-        time=clock.now(),
-        key=delivery.key,
-        content_type="application/octet-stream",
-    )

@@ -1,7 +1,7 @@
 """Topics in memory."""
 
 import logging
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import ClassVar, TypeVar
@@ -207,13 +207,13 @@ class MemorySubscription:
         self._next: dict[_Place, int] = {}
         self._woken: anyio.Event | None = None
 
-    async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery]:
+    async def receive(self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()) -> Sequence[Delivery]:
         await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(wait.total_seconds()):
-            while not self._ahead():
+            while not self._ahead(paused):
                 self._woken = anyio.Event()
                 await self._woken.wait()
-        return self._deliver(limit)  # no await after this: a cancelled `receive` has delivered nothing
+        return self._deliver(limit, paused)  # no await after this: a cancelled `receive` has delivered nothing
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -247,12 +247,12 @@ class MemorySubscription:
     def places_of(self, topic: str) -> list[_Place]:
         return [place for place in self.partitions if place[0] == topic]
 
-    def _ahead(self) -> int:
-        return sum(len(self._group.log(place)) - position for place, position in self._readable())
+    def _ahead(self, paused: Collection[Partition] = ()) -> int:
+        return sum(len(self._group.log(place)) - position for place, position in self._readable(paused))
 
-    def _deliver(self, limit: int) -> list[Delivery]:
+    def _deliver(self, limit: int, paused: Collection[Partition]) -> list[Delivery]:
         deliveries: list[Delivery] = []
-        for place, position in self._readable():
+        for place, position in self._readable(paused):
             fresh = self._group.log(place)[position : position + limit - len(deliveries)]
             deliveries.extend(
                 _delivery(self.partitions[place], number, envelope) for number, envelope in enumerate(fresh, position)
@@ -261,8 +261,12 @@ class MemorySubscription:
             self._next[place] = position + len(fresh)
         return deliveries
 
-    def _readable(self) -> list[tuple[_Place, int]]:
-        return [(place, position) for place, position in self._next.items() if place in self.partitions]
+    def _readable(self, paused: Collection[Partition]) -> list[tuple[_Place, int]]:
+        return [
+            (place, position)
+            for place, position in self._next.items()
+            if place in self.partitions and self.partitions[place] not in paused
+        ]
 
 
 def _delivery(partition: Partition, position: int, envelope: Envelope) -> Delivery:

@@ -8,12 +8,13 @@ from cqrs_decor.clock import Clock, SystemClock
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.findings import Finding
 from cqrs_decor.inbox import InboxStore
+from cqrs_decor.memory.idempotency import MemoryIdempotency
 from cqrs_decor.memory.inbox import MemoryInbox
 from cqrs_decor.memory.outbox import MemoryOutbox
 from cqrs_decor.memory.transaction import MemoryTransaction
 from cqrs_decor.memory.urls import expect_memory_url
 from cqrs_decor.outbox import OutboxStore
-from cqrs_decor.store import Retention, SchemaAdmin, StoreCard
+from cqrs_decor.store import IdempotencyStore, Retention, SchemaAdmin, StoreCard
 
 
 class MemoryStore:
@@ -27,7 +28,8 @@ class MemoryStore:
     def __init__(self, *, clock: Clock | None = None) -> None:
         self.name = "memory://"
         self.schema: SchemaAdmin | None = None
-        self.inbox: InboxStore = MemoryInbox()
+        self.inbox: InboxStore = MemoryInbox(clock)
+        self.idempotency: IdempotencyStore = MemoryIdempotency()
         self.outbox: OutboxStore
         self.outbox = self._outbox = MemoryOutbox(clock or SystemClock())
 

@@ -49,7 +49,9 @@ class RetriesStage:
 
     def wrap(self, handling: Handling, call_next: Next) -> Next:
         policy = handling.spec.options.retry
-        if handling.joined or handling.consumed or (policy is None and not handling.uses_resources):
+        if handling.joined or handling.consumed:
+            return call_next
+        if policy is None and not (handling.uses_resources or handling.keyed):
             return call_next
         import stamina  # slow to import, and needed only where something is retried
 

@@ -70,7 +70,7 @@ class TransactionStage:
 
     def _joining(self, handling: Handling, call_next: Next) -> Next:
         # What a local event handler or a query leaves in `emitted` is taken up by the dispatch that called it.
-        drains = handling.spec.kind == "command"
+        drains = handling.spec.kind == "command" or handling.batched
 
         async def run(message: Any, context: MessageContext) -> Any:
             unit_of_work = context.unit_of_work

@@ -94,9 +94,11 @@ class AppUnderTest:
         """What its relay publishes to."""
         return self.app.broker
 
-    async def send(self, command: Returns[R], session: object | None = None) -> R:
+    async def send(
+        self, command: Returns[R], session: object | None = None, *, idempotency_key: str | None = None
+    ) -> R:
         """`App.send`."""
-        return await self.app.send(command, session)
+        return await self.app.send(command, session, idempotency_key=idempotency_key)
 
     async def ask(self, query: Returns[R]) -> R:
         """`App.ask`."""
@@ -201,7 +203,7 @@ class AppUnderTest:
             observers=Observers(),
         )
 
-    def _raise_parked(self, parked: list[str]) -> None:
+    def _raise_parked(self, parked: Sequence[str]) -> None:
         failures = self._watch.take_failures()
         if parked:
             raise ParkedError(parked).caused_by(failures)

@@ -13,6 +13,7 @@ from cqrs_decor.testing.clock import FakeClock
 from cqrs_decor.testing.conformance import (
     BrokerConformance,
     CodecConformance,
+    IdempotencyStoreConformance,
     InboxStoreConformance,
     OutboxStoreConformance,
 )
@@ -41,6 +42,12 @@ class TestMemoryOutbox(OutboxStoreConformance):
 
 
 class TestMemoryInbox(InboxStoreConformance):
+    @asynccontextmanager
+    async def open_store(self) -> AsyncGenerator[Store]:
+        yield MemoryStore()
+
+
+class TestMemoryIdempotency(IdempotencyStoreConformance):
     @asynccontextmanager
     async def open_store(self) -> AsyncGenerator[Store]:
         yield MemoryStore()

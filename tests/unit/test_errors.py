@@ -31,12 +31,16 @@ from cqrs_decor.errors import (
     HandlerDefinitionError,
     HandlerImportError,
     HandlerTimeoutError,
+    IdempotencyKeyReusedError,
+    IdempotentResultError,
     InvalidOptionError,
     JoinedDispatchFailedError,
     LaneLostError,
     MalformedEnvelopeError,
     MessageDefinitionError,
+    MessageKillsWorkersError,
     MessageValidationError,
+    MessageKillsWorkersError,
     MissingDependencyError,
     MissingResourceError,
     MissingServiceNameError,
@@ -270,11 +274,21 @@ CASES: list[tuple[CqrsDecorError, str]] = [
         "Fix: use an engine with a transactional isolation level (CD305).",
     ),
     (
+        IdempotencyKeyReusedError("PlaceOrder", "order-1", "for another command or other content"),
+        "'PlaceOrder' was sent with idempotency key 'order-1', which was used before for another command or other "
+        "content.\n"
+        "Fix: give every wish a key of its own, and repeat a wish with the content that it had (CD211).",
+    ),
+    (
+        IdempotentResultError("PlaceOrder", "what was kept cannot be read"),
+        "The result of 'PlaceOrder' cannot be kept under an idempotency key: what was kept cannot be read.\n"
+        "Fix: let the command promise a type that pydantic writes as JSON and reads again, e.g. Command[str] (CD212).",
+    ),
+    (
         CommitOutcomeUnknownError("postgresql://db/shop"),
         "The connection to postgresql://db/shop broke during COMMIT: the transaction may or may not have"
         " been committed.\n"
-        "Fix: look before you repeat; repeating by itself is safe only where the handler is idempotent "
-        "(CD306).",
+        "Fix: look before you repeat; what is sent with an idempotency_key can be repeated safely (CD306).",
     ),
     (
         JoinedDispatchFailedError("PlaceOrder"),
@@ -394,6 +408,12 @@ CASES: list[tuple[CqrsDecorError, str]] = [
         BodyTooLargeError(2000000, 1048576),
         "The body has 2,000,000 bytes, more than the 1,048,576 that this service takes.\n"
         "Fix: raise Settings.max_body_bytes, or send a reference instead of the content (CD606).",
+    ),
+    (
+        MessageKillsWorkersError(3),
+        "3 workers in a row vanished with this message in hand, and with nothing else.\n"
+        "Fix: find out in their logs, or the kernel's, what ended them; then `cqrs-decor inbox retry` or `discard` "
+        "(CD607).",
     ),
     (
         UnknownPluginError("broker", "kafak", ["memory", "kafka"], None),

@@ -28,6 +28,7 @@ import pytest
 pytest.register_assert_rewrite(
     "cqrs_decor.testing.conformance.broker",
     "cqrs_decor.testing.conformance.codec",
+    "cqrs_decor.testing.conformance.idempotency",
     "cqrs_decor.testing.conformance.inbox",
     "cqrs_decor.testing.conformance.kit",
     "cqrs_decor.testing.conformance.outbox",
@@ -36,7 +37,14 @@ pytest.register_assert_rewrite(
 # The assertions of what is imported below are rewritten only if that was asked for before.
 from cqrs_decor.testing.conformance.broker import BrokerConformance  # noqa: E402
 from cqrs_decor.testing.conformance.codec import CodecConformance  # noqa: E402
+from cqrs_decor.testing.conformance.idempotency import IdempotencyStoreConformance  # noqa: E402
 from cqrs_decor.testing.conformance.inbox import InboxStoreConformance  # noqa: E402
 from cqrs_decor.testing.conformance.outbox import OutboxStoreConformance  # noqa: E402
 
-__all__ = ["BrokerConformance", "CodecConformance", "InboxStoreConformance", "OutboxStoreConformance"]
+__all__ = [
+    "BrokerConformance",
+    "CodecConformance",
+    "IdempotencyStoreConformance",
+    "InboxStoreConformance",
+    "OutboxStoreConformance",
+]

@@ -23,6 +23,7 @@ from cqrs_decor.store import Retention, StoreCard
 from cqrs_decor_sqlalchemy.database import Database
 from cqrs_decor_sqlalchemy.dialects import check_sqlite_engine, prepare_sqlite_engine, read_only_engine
 from cqrs_decor_sqlalchemy.errors import is_transient, is_unavailable
+from cqrs_decor_sqlalchemy.idempotency import SqlAlchemyIdempotency
 from cqrs_decor_sqlalchemy.inbox import SqlAlchemyInbox
 from cqrs_decor_sqlalchemy.ledger import follow
 from cqrs_decor_sqlalchemy.log_broker import LogTableBroker
@@ -72,6 +73,7 @@ class SqlAlchemyStore:
         self.outbox = SqlAlchemyOutbox(self.database)
         self.outbox.wake_ups = wake_ups_of(self.database)
         self.inbox = SqlAlchemyInbox(self.database)
+        self.idempotency = SqlAlchemyIdempotency(self.database)
         self.schema = SqlAlchemySchema(self.database)
         self._clean_up = _clean_up_of(self.database)
         if engine.dialect.name == "sqlite":

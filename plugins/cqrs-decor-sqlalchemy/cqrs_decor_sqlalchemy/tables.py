@@ -57,8 +57,9 @@ class Tables:
         history: Delivered records, for those who keep them.
         members: Who takes part, until when: relays (and workers) that share lanes.
         inbox: Which consumer has had which message.
-        inbox_parked: Messages that a consumer could not handle. `message_id` and `source` may be shortened for the
-            index; `headers` is JSON with the whole envelope but its body.
+        inbox_parked: Messages that a consumer could not handle, and behind them (`held`) the later ones of their keys.
+            `message_id` and `source` may be shortened for the index; `headers` is JSON with the whole envelope but its
+            body.
         inbox_holds: Keys whose later messages wait behind a parked one.
         marks: What a worker has in hand, noted before it dispatches: a message that kills the process is found by it.
         idempotency: Results of commands that were sent with an idempotency key.
@@ -158,10 +159,12 @@ class Tables:
             Column("attempts", Integer, nullable=False),
             Column("parked_at", time_type(), nullable=False),
             Column("retry_requested", SmallInteger, nullable=False, server_default="0"),
+            Column("held", SmallInteger, nullable=False, server_default="0"),
+            Column("retries", Integer, nullable=False, server_default="0"),
             UniqueConstraint("consumer", "source", "message_id", name=f"uq_{prefix}inbox_parked_message"),
-            # Workers look for what an operator wants retried; operators look for a key.
+            # Workers look for what an operator wants retried, and for the first of a key.
             Index(f"ix_{prefix}inbox_parked_retry", "retry_requested", "id"),
-            Index(f"ix_{prefix}inbox_parked_key", "topic", "key", "id"),
+            Index(f"ix_{prefix}inbox_parked_key", "consumer", "topic", "key", "id"),
             sqlite_autoincrement=_NEVER_AGAIN,
         )
         self.inbox_holds = self._table(
@@ -177,11 +180,10 @@ class Tables:
             Column("group_name", name_type(), nullable=False),
             Column("topic", name_type(), nullable=False),
             Column("part", Integer, nullable=False, autoincrement=False),
-            Column("owner", name_type(), nullable=True),
-            Column("first_position", BigInteger, nullable=True),
-            Column("last_position", BigInteger, nullable=True),
-            Column("crashes", Integer, nullable=False, server_default="0"),
-            Column("stepping", SmallInteger, nullable=False, server_default="0"),
+            Column("owner", name_type(), nullable=False),
+            Column("until_position", BigInteger, nullable=False),
+            Column("suspect", BigInteger, nullable=True),
+            Column("crashes", Integer, nullable=False),
             PrimaryKeyConstraint("group_name", "topic", "part"),
             postgresql_with=_UPDATED_ALL_THE_TIME,
         )

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import anyio
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import CommitOutcomeUnknownError, TransactionControlError
+from cqrs_decor.unit_of_work import Transaction
 from cqrs_decor_sqlalchemy.database import Database
 from cqrs_decor_sqlalchemy.errors import is_unavailable
 from cqrs_decor_sqlalchemy.ledger import Guard, Mark
@@ -89,3 +91,18 @@ class SqlAlchemyTransaction:
         if self._guard is None:
             raise TransactionControlError("commit or rollback on a session of the caller's")
         return self._guard
+
+
+async def in_transaction(transaction: Transaction, work: Callable[[Connection], T]) -> T:
+    """Run `work` on the transaction's connection, with nothing of the session's ORM in between.
+
+    Raises:
+        TypeError: It is not a transaction of this store.
+    """
+    if not isinstance(transaction, SqlAlchemyTransaction):
+        raise TypeError(f"{type(transaction).__name__} is not a transaction of this store.")
+
+    def on_connection(session: Session) -> T:
+        return work(session.connection())
+
+    return await transaction.session.run_sync(on_connection)

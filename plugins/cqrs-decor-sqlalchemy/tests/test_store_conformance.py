@@ -5,7 +5,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
-from cqrs_decor.testing.conformance import InboxStoreConformance, OutboxStoreConformance
+from cqrs_decor.testing.conformance import (
+    IdempotencyStoreConformance,
+    InboxStoreConformance,
+    OutboxStoreConformance,
+)
 from cqrs_decor_sqlalchemy import SqlAlchemyStore
 
 pytestmark = pytest.mark.feature("O2")
@@ -39,3 +43,7 @@ class TestOutbox(OnAnyDatabase, OutboxStoreConformance):
 
 class TestInbox(OnAnyDatabase, InboxStoreConformance):
     """Inbox."""
+
+
+class TestIdempotency(OnAnyDatabase, IdempotencyStoreConformance):
+    """Idempotency keys."""

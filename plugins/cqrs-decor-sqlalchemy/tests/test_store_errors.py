@@ -21,7 +21,7 @@ from cqrs_decor.errors import (
     StoreUnavailableError,
     UnsupportedError,
 )
-from cqrs_decor.inbox import InboxFilter, ParkedMessage
+from cqrs_decor.inbox import InboxFilter, Noted, ParkedMessage
 from cqrs_decor.lanes import HeldLane
 from cqrs_decor.outbox import FailedRecord, OutboxFilter, Settlement
 from cqrs_decor.testing.conformance.kit import sample
@@ -344,10 +344,10 @@ async def test_a_foreign_message_with_impossible_names_can_still_be_parked(store
     found = await store.inbox.find(InboxFilter(key=impossible.key))
     assert [each.envelope for each in found] == [impossible, near]
     first = await store.begin()
-    assert [await store.inbox.record(first, "c", envelope) for envelope in (impossible, near, impossible)] == [
-        True,
-        True,
-        False,
+    assert [await store.inbox.record(first, "d", envelope) for envelope in (impossible, near, impossible)] == [
+        Noted.NEW,
+        Noted.NEW,
+        Noted.HAD,
     ]
     await first.rollback()
 

@@ -1,5 +1,6 @@
 """Outboxes and inboxes with one fault each, of the kind that real ones have had."""
 
+import re
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -8,11 +9,12 @@ from math import inf
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from cqrs_decor.clock import Clock
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import StoreUnavailableError
-from cqrs_decor.inbox import InboxFilter, ParkedMessage
+from cqrs_decor.inbox import InboxFilter, Mark, Noted, ParkedMessage
 from cqrs_decor.lanes import LANES, HeldLane, Renewal, Suspicion, TakenLane, lane_of
 from cqrs_decor.memory import MemoryInbox, MemoryOutbox, MemoryStore, MemoryTransaction
 from cqrs_decor.memory.outbox import _Row
@@ -709,31 +711,31 @@ class StumblesOverThoseWhoLeft(MemoryWakeUps):
 
 
 class KeyedByIdAlone(MemoryInbox):
-    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> bool:
+    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> Noted:
         return await super().record(transaction, "anybody", envelope)
 
 
 class ForgetsTheSource(MemoryInbox):
-    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> bool:
+    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> Noted:
         return await super().record(transaction, consumer, replace(envelope, source=""))
 
 
 class ComparesWithoutCase(MemoryInbox):
-    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> bool:
+    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> Noted:
         return await super().record(transaction, consumer, replace(envelope, id=envelope.id.lower()))
 
 
 class IgnoresTrailingBlanks(MemoryInbox):
-    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> bool:
+    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> Noted:
         return await super().record(transaction, consumer, replace(envelope, id=envelope.id.rstrip()))
 
 
 class RecordsOutsideTheTransaction(MemoryInbox):
-    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> bool:
+    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> Noted:
         key = (consumer, envelope.source, envelope.id)
-        new = key not in self._had
+        noted = Noted.HAD if key in self._had else Noted.NEW
         self._had.add(key)
-        return new
+        return noted
 
 
 class LetsCopiesRunSideBySide(MemoryInbox):
@@ -749,52 +751,58 @@ class CallsAnOpenRecordADuplicate(MemoryInbox):
 
 
 class ParksTwice(MemoryInbox):
-    async def park(self, parked: ParkedMessage) -> None:
-        self._last_id += 1
-        self._parked[self._last_id] = replace(parked, id=self._last_id)
+    async def park(self, parked: ParkedMessage) -> bool:
+        self._ids.pop((parked.consumer, parked.envelope.source, parked.envelope.id), None)
+        self._keep(parked, held=False)
+        return True
 
 
 class ParksForAllConsumersAtOnce(MemoryInbox):
-    async def park(self, parked: ParkedMessage) -> None:
+    async def park(self, parked: ParkedMessage) -> bool:
         for old in await self.find(InboxFilter()):
             if old.envelope.id == parked.envelope.id and old.envelope.source == parked.envelope.source:
                 self._parked.pop(old.id)
-        await super().park(parked)
+        return await super().park(parked)
 
 
 class KeepsTheOldReason(MemoryInbox):
-    async def park(self, parked: ParkedMessage) -> None:
-        if all(old.envelope.id != parked.envelope.id for old in self._parked.values()):
-            await super().park(parked)
+    async def park(self, parked: ParkedMessage) -> bool:
+        known = any(old.envelope.id == parked.envelope.id for old in self._parked.values())
+        return known or await super().park(parked)
 
 
 class GoesOnRetrying(MemoryInbox):
     """A retry that failed leaves the wish for a retry standing."""
 
-    async def park(self, parked: ParkedMessage) -> None:
+    async def park(self, parked: ParkedMessage) -> bool:
         wished = {old.envelope.id for old in self._parked.values() if old.retry_requested}
-        await super().park(parked)
+        kept = await super().park(parked)
         for old in list(self._parked.values()):
             if old.envelope.id in wished:
                 self._parked[old.id] = replace(old, retry_requested=True)
+        return kept
 
 
 class MovesParkedAgainToTheEnd(MemoryInbox):
-    async def park(self, parked: ParkedMessage) -> None:
+    async def park(self, parked: ParkedMessage) -> bool:
         for old in list(self._parked.values()):
             if old.envelope.id == parked.envelope.id and old.consumer == parked.consumer:
-                del self._parked[old.id]
-        await super().park(parked)
+                self._take_out(old.id)
+                self._had.discard((parked.consumer, parked.envelope.source, parked.envelope.id))
+        return await super().park(parked)
 
 
 class ParksWithoutHeaders(MemoryInbox):
-    async def park(self, parked: ParkedMessage) -> None:
-        await super().park(replace(parked, envelope=replace(parked.envelope, headers={})))
+    async def park(self, parked: ParkedMessage) -> bool:
+        return await super().park(replace(parked, envelope=replace(parked.envelope, headers={})))
 
 
 class UnparksAtOnce(MemoryInbox):
     async def unpark(self, transaction: Transaction, parked_id: int) -> bool:
-        return self._parked.pop(parked_id, None) is not None
+        known = parked_id in self._parked
+        if known:
+            self._take_out(parked_id)
+        return known
 
 
 class LetsTwoUnpark(MemoryInbox):
@@ -811,3 +819,211 @@ class RetriesForEverybody(MemoryInbox):
 class TakesRetriedMessagesOut(MemoryInbox):
     async def retry(self, ids: Collection[int], *, who: str) -> int:
         return await self.discard(ids, who=who)
+
+
+# --- keys that are held ---
+
+
+class HoldsNoKey(MemoryInbox):
+    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> Noted:
+        noted = await super().record(transaction, consumer, envelope)
+        return Noted.NEW if noted is Noted.HELD else noted
+
+
+class HoldsTheKeyForEverybody(MemoryInbox):
+    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> Noted:
+        noted = await super().record(transaction, consumer, envelope)
+        held = any(line[1:] == (envelope.topic, envelope.key) for line in self._lines)
+        return Noted.HELD if noted is Noted.NEW and held else noted
+
+
+class HoldsTheKeyOnEveryTopic(MemoryInbox):
+    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> Noted:
+        noted = await super().record(transaction, consumer, envelope)
+        held = any((line[0], line[2]) == (consumer, envelope.key) for line in self._lines)
+        return Noted.HELD if noted is Noted.NEW and held else noted
+
+
+class TakesTheEmptyKeyForNoKey(MemoryInbox):
+    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> Noted:
+        return await super().record(transaction, consumer, replace(envelope, key=envelope.key or None))
+
+
+class NotesWhatIsHeld(MemoryInbox):
+    async def record(self, transaction: Transaction, consumer: str, envelope: Envelope) -> Noted:
+        noted = await super().record(transaction, consumer, envelope)
+        if noted is Noted.HELD:
+            self._had.add((consumer, envelope.source, envelope.id))
+        return noted
+
+
+class ForgetsThatAParkedOneWasHad(MemoryInbox):
+    async def park(self, parked: ParkedMessage) -> bool:
+        kept = await super().park(parked)
+        self._had.discard((parked.consumer, parked.envelope.source, parked.envelope.id))
+        return kept
+
+
+class ParksWhatWasHandled(MemoryInbox):
+    async def park(self, parked: ParkedMessage) -> bool:
+        self._had.discard((parked.consumer, parked.envelope.source, parked.envelope.id))
+        return await super().park(parked)
+
+
+class ParksBesideACopy(MemoryInbox):
+    async def _until_unlocked(self, *keys: Any) -> None:
+        """Does not wait for anybody."""
+
+
+class HoldsBackBehindNothing(MemoryInbox):
+    async def hold_back(self, parked: ParkedMessage) -> bool:
+        self._keep(parked, held=True)
+        return True
+
+
+class HoldsBackTwice(MemoryInbox):
+    async def hold_back(self, parked: ParkedMessage) -> bool:
+        self._had.discard((parked.consumer, parked.envelope.source, parked.envelope.id))
+        return await super().hold_back(parked)
+
+
+class ShowsHeldOnesAsFailed(MemoryInbox):
+    async def hold_back(self, parked: ParkedMessage) -> bool:
+        kept = await super().hold_back(parked)
+        self._parked = {each.id: replace(each, held=False) for each in self._parked.values()}
+        return kept
+
+
+class LeavesTheNextWaiting(MemoryInbox):
+    def _take_out(self, parked_id: int) -> None:
+        super()._take_out(parked_id)
+        self._parked = {each.id: replace(each, retry_requested=False) for each in self._parked.values()}
+
+
+class AsksForAllBehind(MemoryInbox):
+    def _take_out(self, parked_id: int) -> None:
+        super()._take_out(parked_id)
+        self._parked = {each.id: replace(each, retry_requested=True) for each in self._parked.values()}
+
+
+class FreesTheKeyWithTheFirst(MemoryInbox):
+    def _take_out(self, parked_id: int) -> None:
+        super()._take_out(parked_id)
+        self._lines.clear()
+
+    def _is_first(self, parked: ParkedMessage) -> bool:
+        return True
+
+
+class KeepsTheKeyForEver(MemoryInbox):
+    def _take_out(self, parked_id: int) -> None:
+        lines = list(self._lines)
+        super()._take_out(parked_id)
+        for line in lines:
+            self._lines.setdefault(line, [0])
+
+
+class RetriesTheSecondFirst(MemoryInbox):
+    def _is_first(self, parked: ParkedMessage) -> bool:
+        return True
+
+
+class LetsHeldOnesBeAskedFor(MemoryInbox):
+    async def retry(self, ids: Collection[int], *, who: str) -> int:
+        self._parked = {each.id: replace(each, held=False) for each in self._parked.values()}
+        return await super().retry(ids, who=who)
+
+
+class DiscardsWithoutTheNext(MemoryInbox):
+    async def discard(self, ids: Collection[int], *, who: str) -> int:
+        wished = {each.id for each in self._parked.values() if each.retry_requested}
+        count = await super().discard(ids, who=who)
+        self._parked = {each.id: replace(each, retry_requested=each.id in wished) for each in self._parked.values()}
+        return count
+
+
+class ForgetsWhatIsDiscarded(MemoryInbox):
+    async def discard(self, ids: Collection[int], *, who: str) -> int:
+        for each in [self._parked[each] for each in ids if each in self._parked]:
+            self._had.discard((each.consumer, each.envelope.source, each.envelope.id))
+        return await super().discard(ids, who=who)
+
+
+class FindsByPatterns(MemoryInbox):
+    def _is_meant(self, parked: ParkedMessage, wanted: InboxFilter) -> bool:
+        pattern = "" if wanted.error is None else wanted.error.replace("%", ".*").replace("_", ".")
+        return super()._is_meant(parked, replace(wanted, error=None)) and bool(re.search(pattern, parked.error))
+
+
+# --- many at once ---
+
+
+class RecordsManyWithOneAnswer(MemoryInbox):
+    async def record_all(
+        self, transaction: Transaction, consumer: str, envelopes: Sequence[Envelope]
+    ) -> Sequence[Noted]:
+        answers = await super().record_all(transaction, consumer, envelopes)
+        return [min(answers, key=list(Noted).index)] * len(answers) if answers else answers
+
+
+class RecordsManyInTheirOwnOrder(MemoryInbox):
+    async def record_all(
+        self, transaction: Transaction, consumer: str, envelopes: Sequence[Envelope]
+    ) -> Sequence[Noted]:
+        answers: list[Noted] = []
+        for each in envelopes:
+            answers.append(await self.record(transaction, consumer, each))
+            await anyio.lowlevel.checkpoint()
+        return answers
+
+
+class RecordsManyOutsideTheTransaction(MemoryInbox):
+    async def record_all(
+        self, transaction: Transaction, consumer: str, envelopes: Sequence[Envelope]
+    ) -> Sequence[Noted]:
+        answers = await super().record_all(transaction, consumer, envelopes)
+        self._had.update((consumer, each.source, each.id) for each in envelopes)
+        return answers
+
+
+# --- marks ---
+
+
+class ForgetsTheSuspect(MemoryInbox):
+    async def mark(self, group: str, owner: str, marks: Collection[Mark]) -> None:
+        await super().mark(group, owner, [replace(each, suspect=None) for each in marks])
+
+
+class TellsAMarkOnce(MemoryInbox):
+    async def take_marks(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> Sequence[Mark]:
+        taken = await super().take_marks(group, owner, partitions)
+        for each in taken:
+            del self._marks[group, each.topic, each.partition]
+        return taken
+
+
+class KeepsTheFirstMark(MemoryInbox):
+    async def mark(self, group: str, owner: str, marks: Collection[Mark]) -> None:
+        await super().mark(group, owner, [m for m in marks if (group, m.topic, m.partition) not in self._marks])
+
+
+class TellsAWorkerItsOwnMarks(MemoryInbox):
+    async def take_marks(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> Sequence[Mark]:
+        return await super().take_marks(group, "", partitions)
+
+
+class TakesNoMarkOff(MemoryInbox):
+    async def unmark(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> None:
+        """Leaves them all."""
+
+
+class TakesOffAnybodysMarks(MemoryInbox):
+    async def unmark(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> None:
+        for place in partitions:
+            self._marks.pop((group, *place), None)
+
+
+class SharesMarksAmongGroups(MemoryInbox):
+    async def take_marks(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> Sequence[Mark]:
+        groups = {known[0] for known in self._marks}
+        return [mark for each in groups for mark in await super(type(self), self).take_marks(each, owner, partitions)]

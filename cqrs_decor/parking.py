@@ -1,0 +1,100 @@
+"""Keeps aside what a consumer cannot handle, and what comes after it in its key, until it is stored."""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from cqrs_decor._loop import Outage
+from cqrs_decor.clock import Clock
+from cqrs_decor.envelope import Envelope
+from cqrs_decor.errors import CqrsDecorError, Park, RetryLater, StoreUnavailableError
+from cqrs_decor.in_hand import Turn
+from cqrs_decor.inbox import InboxStore, ParkedMessage
+from cqrs_decor.observers import MessageConsumed, MessagesHeld, Observers
+
+_logger = logging.getLogger(__name__)
+
+_BEHIND = "stands behind an earlier message of its key"
+
+
+class Parking:
+    """Parks for all consumers of a worker.
+
+    Args:
+        inbox: Where it is kept.
+        outage: Waits while it is away.
+        clock: Time.
+        observers: Told of each outcome.
+    """
+
+    def __init__(self, inbox: InboxStore, outage: Outage, clock: Clock, observers: Observers) -> None:
+        self.parked: list[str] = []
+        self._inbox = inbox
+        self._outage = outage
+        self._clock = clock
+        self._observers = observers
+
+    async def park(self, turn: Turn, consumer: str, envelope: Envelope, error: Exception, attempts: int) -> bool:
+        """Keep the message aside; repeated until it is stored, since the next step is to acknowledge it.
+
+        Returns:
+            Whether it is dealt with; False if it was given up first.
+        """
+        reason = described(error)
+        kept = await self._patiently(turn, self._inbox.park, self._message(consumer, envelope, reason, attempts))
+        if kept is None:
+            return False
+        if kept:
+            self.parked.append(f"{consumer}: {envelope.type} {envelope.id}: {reason}")
+            facts = {"action": "message_parked", "consumer": consumer, "message_id": envelope.id}
+            _logger.error(
+                "parked a message: %s",
+                type(error).__name__,
+                extra={**facts, "topic": envelope.topic, "attempts": attempts},
+            )
+        self._tell(consumer, envelope, "parked" if kept else "duplicate", attempts)
+        return True
+
+    async def hold_back(self, turn: Turn, consumer: str, envelope: Envelope) -> bool:
+        """Keep the message behind the parked one of its key; False if it is its turn after all, or it was given up."""
+        kept = await self._patiently(turn, self._inbox.hold_back, self._message(consumer, envelope, _BEHIND, 0))
+        if not kept:
+            return False
+        facts = {"action": "message_held", "consumer": consumer, "message_id": envelope.id, "topic": envelope.topic}
+        _logger.debug("kept a message behind a parked one of its key", extra=facts)
+        self._observers.notice(MessagesHeld(consumer=consumer, count=1))
+        self._tell(consumer, envelope, "held", 0)
+        return True
+
+    async def _patiently(
+        self, turn: Turn, keep: Callable[[ParkedMessage], Awaitable[bool]], parked: ParkedMessage
+    ) -> bool | None:
+        """Wait out an outage; None if the message is given up meanwhile."""
+        while True:
+            try:
+                kept = await keep(parked)
+            except StoreUnavailableError as outage:
+                if turn.given_up:
+                    return None
+                await self._outage.wait(outage)
+            else:
+                self._outage.over()
+                return kept
+
+    def _message(self, consumer: str, envelope: Envelope, reason: str, attempts: int) -> ParkedMessage:
+        return ParkedMessage(
+            consumer=consumer, envelope=envelope, error=reason, attempts=attempts, parked_at=self._clock.now()
+        )
+
+    def _tell(self, consumer: str, envelope: Envelope, outcome: str, attempts: int) -> None:
+        self._observers.notice(
+            MessageConsumed(consumer=consumer, message=envelope.type, outcome=outcome, attempts=attempts, seconds=0)
+        )
+
+
+def described(error: Exception) -> str:
+    """Type and text of an error; of one that is not ours only the type, since its text may quote the payload."""
+    if isinstance(error, CqrsDecorError):
+        return f"{type(error).__name__} ({error.code}): {error.problem}"
+    if isinstance(error, Park | RetryLater):
+        return f"{type(error).__name__}: {error}"
+    return type(error).__name__
