@@ -92,8 +92,9 @@ class LowerBound:
             if row.name is None or row.cache != 1 or not row.readable or row.isolation != "read committed":
                 return None
             self._last_drawn = text(f"SELECT last_value, is_called FROM {row.name}")
-        last_value, is_called = (await connection.execute(self._last_drawn)).one()
-        return last_value if is_called else last_value - 1
+        row = (await connection.execute(self._last_drawn)).one()
+        last_drawn: int = row.last_value if row.is_called else row.last_value - 1
+        return last_drawn
 
 
 class _Queries:
