@@ -220,7 +220,7 @@ class Running:
     def _stages(self, middlewares: Sequence[Any]) -> tuple[Stage, ...]:
         """The order around every handler, the outermost first. A snapshot test keeps it.
 
-        Retries lie outside the transaction: each attempt has its own. In it the inbox row, or the idempotency key, comes
+        Retries lie outside the transaction: each attempt has its own. In it the inbox row or the idempotency key comes
         first; domain events are handled last, by the transaction stage itself.
         """
         store = self.parts.store
