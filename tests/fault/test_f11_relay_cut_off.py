@@ -37,11 +37,11 @@ async def test_a_relay_that_has_lost_its_database_falls_silent_before_another_be
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
 async def test_two_relays_that_know_no_fences_are_found_to_repeat_each_other(world: World) -> None:
     """Each believes that the lanes are its own, and nobody tells it otherwise."""
+    for relay in [world.start("relay", unsafe="no-fences") for _ in range(2)]:
+        await relay.notices("LanesChanged", held=32)
     sender = world.start_sending(400)
-    await sender.ends_well()
-    world.start("relay", unsafe="no-fences")
-    world.start("relay", unsafe="no-fences")
     world.start("work")
+    await sender.ends_well()
     await world.quiet()
 
     with pytest.raises(InvariantBrokenError, match=r"I4|I5"):

@@ -53,7 +53,6 @@ async def test_a_pooler_that_is_killed_and_started_again_needs_no_restart_of_our
     assert running.logged("connection_back")
 
 
-@pytest.mark.awaits("relay: wake-ups are probed, and polling takes over where they do not work")
 @pytest.mark.parametrize("world", ["bouncer-kafka"], indirect=True)
 async def test_wake_ups_that_do_not_work_are_found_by_a_probe(world: World) -> None:
     """Behind a pooler LISTEN succeeds and never hears anything: silence must not be taken for "no work"."""

@@ -87,9 +87,9 @@ class HasNoFences(_Instead):
         await _run(self.real, "UPDATE cqrs_outbox_lane SET owner = NULL, lease_until = NULL")
         return await self.real.acquire(*arguments, **more)
 
-    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: Any) -> Any:
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: Any) -> Renewal:
         renewal = await self.real.renew(owner, lanes, lease)
-        return replace(renewal, held=lanes) if isinstance(renewal, Renewal) else lanes
+        return replace(renewal, held=lanes, relays=1)
 
     async def claim(self, lanes: Sequence[HeldLane], limit: int, **more: Any) -> Sequence[ClaimedRecord]:
         return await self.real.claim(await self._as_if_held(lanes), limit, **more)
