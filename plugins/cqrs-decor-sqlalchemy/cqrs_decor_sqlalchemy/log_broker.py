@@ -214,13 +214,18 @@ class LogTableBroker:
     # --- topics and tables --------------------------------------------------------------------------------------------
 
     async def check(self, topics: Sequence[TopicPlan]) -> Sequence[Finding]:
+        """See `Broker.check`. Says of each group of these topics whether it has acknowledged everything."""
         try:
             missing = await self._database.read(self._find_missing_tables)
+            if missing:
+                return [_tables_missing(self.name, missing)]
+            groups = await self._database.read(partial(self._progress, topics=[topic.name for topic in topics]))
         except BrokerError as error:
             return [Finding.from_error(error)]
-        if missing:
-            return [_tables_missing(self.name, missing)]
-        return [Finding.ok(f"{self.name} has the tables of the log")]
+        return [Finding.ok(f"{self.name} has the tables of the log"), *(_progress_of(group) for group in groups)]
+
+    async def _progress(self, connection: AsyncConnection, topics: Sequence[str]) -> Sequence[Row[Any]]:
+        return (await connection.execute(self._queries.progress, {"topics": topics})).all()
 
     async def missing_topics(self, topics: Sequence[TopicPlan]) -> Sequence[TopicPlan]:
         """None: a topic is there as soon as it is published to or subscribed."""
@@ -348,6 +353,12 @@ def _open_database(url: str) -> Database:
     if parsed.get_backend_name() == "sqlite":
         prepare_sqlite_engine(engine, settings)
     return Database(engine, Tables(), settings)
+
+
+def _progress_of(group: Row[Any]) -> Finding:
+    if not group.waiting:
+        return Finding.ok(f"topic {group.topic}: group {group.group_name} has acknowledged everything")
+    return Finding.ok(f"topic {group.topic}: group {group.group_name} has {group.waiting} messages to acknowledge")
 
 
 def _tables_missing(broker: str, tables: Sequence[str]) -> Finding:

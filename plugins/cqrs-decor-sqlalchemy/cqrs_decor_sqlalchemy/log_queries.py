@@ -151,6 +151,16 @@ class LogQueries:
             WHERE group_name = :group_name AND topic IN :topics AND owner = :reader
         """)
 
+        self.progress = self._query("""
+            SELECT kept.topic, kept.group_name,
+                   SUM(written.next_position - 1 - kept.position) AS waiting
+            FROM {log_position} kept
+            JOIN {log_lane} written ON written.topic = kept.topic AND written.lane = kept.lane
+            WHERE kept.topic IN :topics
+            GROUP BY kept.topic, kept.group_name
+            ORDER BY kept.topic, kept.group_name
+        """)
+
         # --- retention
 
         # All lanes, a few for each topic; for each the primary keys of its first record and of its groups' positions.

@@ -430,6 +430,21 @@ def test_settings_name_all_their_faults_at_once() -> None:
         LogSettings(idle_poll=timedelta(0), lease=timedelta(seconds=1), beat=timedelta(seconds=1))
 
 
+async def test_a_check_says_which_group_has_acknowledged_everything(database_url: str) -> None:
+    """Whoever moves to another broker has to know when nothing is left in this one."""
+    async with _broker(database_url) as broker:
+        await broker.publish([_envelope("a"), _envelope("b"), _envelope("c", topic="stock")])
+        async with broker.subscribe("quick", ["orders"]) as quick, broker.subscribe("slow", ["orders"]) as slow:
+            await quick.ack(await _receive(quick, 2))
+            await _receive(slow, 1)
+            findings = [finding.problem for finding in await broker.check([TopicPlan(name="orders")])]
+
+    assert findings[1:] == [
+        "topic orders: group quick has acknowledged everything",
+        "topic orders: group slow has 2 messages to acknowledge",
+    ]
+
+
 def test_settings_come_from_the_url_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same image runs on a laptop and on a slow network: nobody builds another one for a longer lease."""
     monkeypatch.setenv("CQRS_DECOR_LOG_LEASE_S", "40")
