@@ -13,6 +13,7 @@ from cqrs_decor.dependencies import GraphBuilder
 from cqrs_decor.discovery import OBSERVERS, import_handlers, load_all
 from cqrs_decor.errors import CqrsDecorError
 from cqrs_decor.handlers import read_signature, source_place
+from cqrs_decor.housekeeping import retention_of
 from cqrs_decor.observers import Observer, Observers
 from cqrs_decor.parts import open_broker, open_store
 from cqrs_decor.registry import Registry, Snapshot, merged
@@ -78,6 +79,7 @@ def assemble(configuration: Configuration, given: Mapping[Any, Any]) -> Parts:
     for target in _made_or_called_at_startup(configuration, snapshot):
         faults.extend(_faults_of_call(target, graphs))
     observers = _part(faults, lambda: _observers(configuration)) or Observers()
+    examined.routes.remembered = retention_of(configuration.settings).inbox
     return Parts(
         snapshot=snapshot,
         store=store,

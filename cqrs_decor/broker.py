@@ -73,10 +73,16 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicPlan:
-    """A topic that the app needs, for `topics plan` and `topics create`."""
+    """A topic that the app needs, for `topics plan` and `topics create`.
+
+    Attributes:
+        compacted: Its events carry state: the newest of each key is kept for ever.
+        remembered: For so long a consumer of this app knows which messages it has had; None where none reads it.
+    """
 
     name: str
     compacted: bool = False
+    remembered: timedelta | None = None
 
 
 Revoked = Callable[[Collection[Partition]], Awaitable[None]]

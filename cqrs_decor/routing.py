@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from operator import attrgetter
 from typing import Any
 
@@ -33,9 +34,14 @@ class Routes:
     Args:
         handled: Classes that have a handler here: two of them with one wire name are a fault.
         declared: Classes that are defined in this process: known, so not parked when they come in, but not handled.
+
+    Attributes:
+        remembered: For so long consumers know which messages they have had.
     """
 
     def __init__(self, handled: Iterable[type[Any]] = (), declared: Iterable[type[Any]] = ()) -> None:
+        self.remembered: timedelta | None = None
+        self._read: set[str | None] = set()
         self._outgoing: dict[type[Any], Route] = {}
         self._incoming: dict[tuple[str, str], dict[int, type[Any]]] = {}
         self.faults: list[CqrsDecorError] = []
@@ -74,10 +80,18 @@ class Routes:
         """The topics of these events, by name."""
         specs = [message_spec(event_type) for event_type in event_types]
         names = sorted({spec.topic for spec in specs if spec.topic})
-        return [TopicPlan(name=name, compacted=all(s.compacted for s in specs if s.topic == name)) for name in names]
+        return [
+            TopicPlan(
+                name=name,
+                compacted=all(s.compacted for s in specs if s.topic == name),
+                remembered=self.remembered if name in self._read else None,
+            )
+            for name in names
+        ]
 
     def _learn(self, event_type: type[Any]) -> None:
         spec = message_spec(event_type)
+        self._read.add(spec.topic)
         other = self._learn_unless_known(event_type)
         if other is not event_type and spec.topic is not None:
             types = [qualified_name(other), qualified_name(event_type)]

@@ -476,6 +476,62 @@ class BrokerConformance(Kit):
             await self.eventually(lambda: bool(arrived), "receive returned when a message came")
 
     @_broker_test
+    async def test_paused_partitions_are_left_out_and_stay(self, broker: Broker) -> None:
+        """A worker that is full of one partition's messages goes on with the others, and comes back to it later."""
+        topic = await self._topic(broker)
+        keys = [f"key-{n}" for n in range(20)]
+        await self._publish(broker, *(sample(topic, key) for key in keys))
+
+        async with broker.subscribe(new_id(), [topic]) as subscription:
+            places = {delivery.key: delivery.partition for delivery in await self._read(subscription, len(keys))}
+            paused = places[keys[0]]
+            published = [sample(topic, key) for key in keys * 3]
+            await self._publish(broker, *published)
+            held_up = [each for each in published if places[each.key] == paused]
+            others = await self._read(subscription, len(published) - len(held_up), paused=[paused])
+            nothing = await subscription.receive(100, _POLL, paused=[paused])
+            later = await self._read(subscription, len(held_up))
+
+        assert paused not in {delivery.partition for delivery in others}
+        assert list(nothing) == []
+        assert {delivery.partition for delivery in later} == {paused}, "it was taken away in between"
+        assert ids_by_key(_envelopes([*others, *later])) == ids_by_key(published)
+
+    @_broker_test
+    async def test_what_was_fetched_of_a_paused_partition_is_not_lost(self, broker: Broker) -> None:
+        """Pausing and going on at every turn, as a worker does at its limit: in order, and each message once."""
+        topic = await self._topic(broker)
+        published = [sample(topic, f"key-{n % 20}") for n in range(120)]
+        await self._publish(broker, *published)
+        arrived: list[Delivery] = []
+        turns = 0
+
+        async with broker.subscribe(new_id(), [topic]) as subscription:
+            with anyio.move_on_after(self.patience.total_seconds()):
+                while len(arrived) < len(published):
+                    turns += 1
+                    paused = [arrived[-1].partition] if arrived and turns % 2 else []
+                    arrived.extend(await subscription.receive(3, timedelta(milliseconds=20), paused=paused))
+
+        assert len(arrived) == len(published)
+        assert ids_by_key(_envelopes(arrived)) == ids_by_key(published)
+
+    @_broker_test
+    async def test_a_reader_that_has_paused_everything_stays_a_member(self, broker: Broker) -> None:
+        """A worker that waits for its database pauses all it has: that must neither fail nor cost it its share."""
+        topic = await self._topic(broker)
+        await self._publish(broker, *(sample(topic, f"key-{n}") for n in range(20)))
+
+        async with broker.subscribe(new_id(), [topic]) as subscription:
+            before = {delivery.partition for delivery in await self._read(subscription, 20)}
+            await self._publish(broker, *(sample(topic, f"key-{n}") for n in range(20)))
+            with anyio.fail_after(self.patience.total_seconds()):
+                assert list(await subscription.receive(10, _POLL, paused=before)) == []
+            after = {delivery.partition for delivery in await self._read(subscription, 20)}
+
+        assert before == after
+
+    @_broker_test
     async def test_publishing_and_receiving_run_side_by_side(self, broker: Broker) -> None:
         """One app relays and consumes on one broker object."""
         topic = await self._topic(broker)
@@ -673,11 +729,13 @@ class BrokerConformance(Kit):
         outcomes = await broker.publish(envelopes)
         assert list(outcomes) == [None] * len(envelopes)
 
-    async def _read(self, subscription: Subscription, count: int) -> list[Delivery]:
+    async def _read(
+        self, subscription: Subscription, count: int, *, paused: Collection[Partition] = ()
+    ) -> list[Delivery]:
         deliveries: list[Delivery] = []
         with anyio.move_on_after(self.patience.total_seconds()):
             while len(deliveries) < count:
-                deliveries.extend(await subscription.receive(count - len(deliveries), _POLL))
+                deliveries.extend(await subscription.receive(count - len(deliveries), _POLL, paused=paused))
         assert len(deliveries) == count, f"{len(deliveries)} messages came, not {count}"
         return deliveries
 

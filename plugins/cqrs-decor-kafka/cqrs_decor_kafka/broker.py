@@ -11,6 +11,7 @@ from cqrs_decor.broker import Capabilities, Revoked, Start, TopicPlan
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import BrokerError, BrokerUnavailableError
 from cqrs_decor.findings import Finding
+from cqrs_decor.observers import Observers
 from cqrs_decor_kafka.checks import cluster_findings, topic_findings
 from cqrs_decor_kafka.driver import AdminClient, Driver
 from cqrs_decor_kafka.errors import KafkaError, connecting_failed, unavailable
@@ -54,6 +55,7 @@ class KafkaBroker:
     def __init__(self, settings: KafkaSettings | None = None) -> None:
         self.settings = settings or KafkaSettings.read()
         self.name = self.settings.address
+        self.observers = Observers()
         self._opened: _Open | None = None
 
     @classmethod
@@ -100,7 +102,9 @@ class KafkaBroker:
     ) -> AsyncGenerator[KafkaSubscription]:
         opened = self._open()
         partitions = await opened.topics.partitions(topics)
-        subscription = KafkaSubscription(opened.driver, group, topics, start, on_revoked)
+        subscription = KafkaSubscription(
+            opened.driver, group, topics, start=start, on_revoked=on_revoked, observers=self.observers
+        )
         try:
             await subscription.join(partitions)
             yield subscription

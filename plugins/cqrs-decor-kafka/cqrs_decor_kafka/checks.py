@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from cqrs_decor.broker import TopicPlan
 from cqrs_decor.errors import BrokerAccessError, BrokerVersionError, TopicMissingError
@@ -89,6 +90,7 @@ def _findings_of(settings: KafkaSettings, topic: _Topic) -> Iterator[Finding]:
         )
         return
     yield from _retention_findings(topic)
+    yield from _memory_findings(topic)
     yield from _copies_findings(topic)
     limit = int(topic.config["max.message.bytes"])
     if settings.max_record_bytes is not None and settings.max_record_bytes > limit:
@@ -116,6 +118,24 @@ def _retention_findings(topic: _Topic) -> Iterator[Finding]:
             "it is compacted: earlier events of a key vanish before a slow service has read them",
             "set cleanup.policy=delete, or declare its events as ECSTEvent",
         )
+
+
+def _memory_findings(topic: _Topic) -> Iterator[Finding]:
+    """A group that starts over reads everything that the topic keeps: what the inbox has forgotten is handled twice."""
+    if topic.plan.remembered is None or "delete" not in topic.config.get("cleanup.policy", ""):
+        return
+    kept_ms = int(topic.config.get("retention.ms", "0"))
+    if 0 <= kept_ms <= topic.plan.remembered.total_seconds() * 1000:
+        return
+    kept = "for ever" if kept_ms < 0 else f"for {timedelta(milliseconds=kept_ms) / timedelta(days=1):g} days"
+    remembered = topic.plan.remembered / timedelta(days=1)
+    yield _warning(
+        "CD511",
+        topic,
+        f"it keeps messages {kept}, and the inbox remembers them for {remembered:g} days: older ones that are "
+        "read again are handled again",
+        "make inbox_retention_days longer than the topic's retention.ms, or lower that",
+    )
 
 
 def _copies_findings(topic: _Topic) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import anyio
 
 from cqrs_decor.broker import Delivery, Partition, Revoked, Start
 from cqrs_decor.errors import BrokerUnavailableError
+from cqrs_decor.observers import Observers, OffsetReset
 from cqrs_decor_kafka.binding import content_of, key_text
 from cqrs_decor_kafka.driver import (
     ConsumerClient,
@@ -44,9 +45,17 @@ class KafkaSubscription:
     """
 
     def __init__(
-        self, driver: Driver, group: str, topics: Sequence[str], start: Start, on_revoked: Revoked | None
+        self,
+        driver: Driver,
+        group: str,
+        topics: Sequence[str],
+        *,
+        start: Start,
+        on_revoked: Revoked | None,
+        observers: Observers,
     ) -> None:
         self._driver = driver
+        self._observers = observers
         self._settings = driver.settings
         self._group = group
         self._topics = tuple(topics)
@@ -83,11 +92,11 @@ class KafkaSubscription:
         if consumer is not None:
             await discard_consumer(consumer, within_s=self._settings.close_timeout_s)
 
-    async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery]:
-        """See `Subscription.receive`."""
+    async def receive(self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()) -> Sequence[Delivery]:
+        """See `Subscription.receive`. Of a paused partition nothing is fetched; what was fetched already is kept."""
         consumer = self._consumer or await self._connect()
         try:
-            return await self._receive(consumer, limit, wait)
+            return await self._receive(consumer, limit, wait, paused)
         except KafkaError as error:
             if not is_refused(error):
                 await self._drop_out()
@@ -118,7 +127,9 @@ class KafkaSubscription:
 
     # --- receiving ---
 
-    async def _receive(self, consumer: ConsumerClient, limit: int, wait: timedelta) -> Sequence[Delivery]:
+    async def _receive(
+        self, consumer: ConsumerClient, limit: int, wait: timedelta, paused: Collection[Partition]
+    ) -> Sequence[Delivery]:
         deadline = time.monotonic() + wait.total_seconds()
         batches: Mapping[TopicPartition, Sequence[Record]]
         while True:
@@ -126,7 +137,7 @@ class KafkaSubscription:
             try:
                 # The driver's own limit does not hold while partitions are being shared out anew.
                 async with asyncio.timeout(left):
-                    batches = await consumer.getmany(timeout_ms=round(left * 1000), max_records=limit)
+                    batches = await self._fetched(consumer, limit, left, paused)
             except TimeoutError:
                 batches = {}
             except kafka_errors.NoOffsetForPartitionError as error:
@@ -138,6 +149,23 @@ class KafkaSubscription:
             if not batches:
                 await self._break_the_silence(consumer)
             return self._deliveries(batches)  # no await after this: a cancelled `receive` has delivered nothing
+
+    async def _fetched(
+        self, consumer: ConsumerClient, limit: int, wait_s: float, paused: Collection[Partition]
+    ) -> Mapping[TopicPartition, Sequence[Record]]:
+        """The driver drops what it has fetched of a paused partition when it is asked for everything, so that it is
+        asked for the others by name. Where nothing is paused it is not: what is assigned meanwhile comes at once.
+        """
+        assigned, before = consumer.assignment(), consumer.paused()
+        left_out = {place for place in assigned if self._held.get(place) in paused}
+        if left_out != before:
+            consumer.resume(*(before - left_out))
+            consumer.pause(*(left_out - before))
+        others = assigned - left_out if left_out else set[TopicPartition]()
+        if left_out and not others:
+            await anyio.sleep(wait_s)
+            return {}
+        return await consumer.getmany(*others, timeout_ms=round(wait_s * 1000), max_records=limit)
 
     def _deliveries(self, batches: Mapping[TopicPartition, Sequence[Record]]) -> list[Delivery]:
         deliveries: list[Delivery] = []
@@ -171,6 +199,9 @@ class KafkaSubscription:
                     "lost_position": position,
                     "restarted_at": first,
                 },
+            )
+            self._observers.notice(
+                OffsetReset(group=self._group, topic=place.topic, partition=place.partition, restarted_at=str(first))
             )
             consumer.seek(place, first)
 

@@ -1,11 +1,13 @@
 """What `doctor` says about a cluster, and making topics."""
 
+from datetime import timedelta
+
 import pytest
 
 from cqrs_decor.broker import TopicPlan
 from cqrs_decor.findings import Finding
 from cqrs_decor_kafka import KafkaBroker, KafkaSettings, TopicNotCreatedError
-from cqrs_decor_kafka.checks import _copies_findings, _Topic, cluster_findings
+from cqrs_decor_kafka.checks import _copies_findings, _memory_findings, _Topic, cluster_findings
 from cqrs_decor_kafka.driver import TopicState
 from tests.services.fixtures import fresh_name
 
@@ -50,6 +52,37 @@ async def test_a_retention_that_does_not_fit_the_events_is_a_warning(broker: Kaf
 
     assert "CD511" not in codes(fitting)
     assert codes(swapped).count("CD511") == 2
+
+
+@pytest.mark.parametrize(
+    ("retention_ms", "days", "text"),
+    [
+        ("604800000", 30, None),
+        ("604800000", 7, None),
+        ("3456000000", 30, "it keeps messages for 40 days, and the inbox remembers them for 30 days"),
+        ("-1", 30, "it keeps messages for ever, and the inbox remembers them for 30 days"),
+        ("-1", None, None),
+    ],
+)
+def test_a_topic_that_outlives_the_memory_of_its_consumers_is_a_warning(
+    retention_ms: str, days: int | None, text: str | None
+) -> None:
+    """A group that is reset reads everything again: what its inbox has forgotten has its effects a second time."""
+    plan = TopicPlan(name="orders", remembered=None if days is None else timedelta(days=days))
+    config = {"cleanup.policy": "delete", "retention.ms": retention_ms}
+
+    problems = [finding.problem for finding in _memory_findings(_Topic(plan, TopicState(None, [3]), config))]
+
+    assert len(problems) == (text is not None)
+    assert (text or "") in "".join(problems)
+
+
+async def test_the_retention_of_a_real_topic_is_looked_at(broker: KafkaBroker, topic: str) -> None:
+    """Kafka keeps a week by default: an inbox that remembers for a day is too forgetful."""
+    fitting = await broker.check([TopicPlan(name=topic, remembered=timedelta(days=30))])
+    forgetful = await broker.check([TopicPlan(name=topic, remembered=timedelta(days=1))])
+
+    assert (codes(fitting).count("CD511"), codes(forgetful).count("CD511")) == (0, 1)
 
 
 async def test_a_single_copy_is_a_warning(broker: KafkaBroker, topic: str) -> None:

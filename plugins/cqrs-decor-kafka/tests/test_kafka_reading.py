@@ -20,6 +20,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from cqrs_decor.broker import Delivery, Partition, Subscription, TopicPlan
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import BrokerUnavailableError, MalformedEnvelopeError
+from cqrs_decor.observers import Moment, Observers, OffsetReset
 from cqrs_decor.testing.conformance.kit import ids_by_key, sample
 from cqrs_decor_kafka import KafkaBroker
 from cqrs_decor_kafka.binding import headers_of
@@ -246,11 +247,14 @@ async def test_a_position_that_has_expired_is_told_loudly(
         await subscription.ack(held)
     number = held[0].partition.number
     await delete_records(kafka_bootstrap, topic, number, before=20)
+    noticed: list[Moment] = []
+    broker.observers = Observers([Notes(noticed)])
 
     async with broker.subscribe(group, [topic]) as subscription:
         arrived = await read(subscription, 10)
 
     assert [d.content.id for d in arrived] == [e.id for e in published[20:]]
+    assert noticed == [OffsetReset(group=group, topic=topic, partition=number, restarted_at="20")]
     [record] = [record for record in caplog.records if getattr(record, "action", "") == "offset_reset"]
     assert record.levelno == logging.WARNING
     assert (record.group, record.topic, record.partition) == (group, topic, number)
@@ -494,3 +498,13 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"not within 60 s: {what}"
         time.sleep(0.05)
+
+
+class Notes:
+    """An observer that keeps what it is told."""
+
+    def __init__(self, moments: list[Moment]) -> None:
+        self._moments = moments
+
+    def notice(self, moment: Moment) -> None:
+        self._moments.append(moment)

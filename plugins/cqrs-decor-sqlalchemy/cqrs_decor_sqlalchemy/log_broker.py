@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, Row, inspect
+from sqlalchemy import Connection, Row, Table, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -22,15 +22,19 @@ from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import BrokerError, RecordRejectedError, RecordTooLargeError, SchemaMissingError
 from cqrs_decor.findings import Finding
 from cqrs_decor.lanes import lane_of
+from cqrs_decor.observers import Observers
+from cqrs_decor.store import Retention
 from cqrs_decor_sqlalchemy.database import Database
 from cqrs_decor_sqlalchemy.dialects import prepare_sqlite_engine
 from cqrs_decor_sqlalchemy.log_database import Log, LogDatabase
 from cqrs_decor_sqlalchemy.log_member import LogMember, Membership
 from cqrs_decor_sqlalchemy.log_queries import LogQueries
-from cqrs_decor_sqlalchemy.log_settings import LogSettings
+from cqrs_decor_sqlalchemy.log_retention import LogSweep
+from cqrs_decor_sqlalchemy.log_settings import LogSettings, log_options
 from cqrs_decor_sqlalchemy.log_signals import LogSignals, signals_of
 from cqrs_decor_sqlalchemy.log_subscription import LogSubscription
 from cqrs_decor_sqlalchemy.log_tables import KEY_LENGTH, LOG_LANES, NAME_LENGTH
+from cqrs_decor_sqlalchemy.retention import CleanUp
 from cqrs_decor_sqlalchemy.settings import StoreSettings
 from cqrs_decor_sqlalchemy.tables import Tables
 from cqrs_decor_sqlalchemy.urls import is_memory, read_url
@@ -63,8 +67,10 @@ class LogTableBroker:
         owns_database: bool = False,
     ) -> None:
         self.name = database.name
+        self.observers = Observers()
         self._engine = database.engine
         self._tables = database.tables.log
+        self._members = database.tables.members
         self._settings = settings or LogSettings()
         self._clock = clock or SystemClock()
         self._owns_database = owns_database
@@ -72,20 +78,31 @@ class LogTableBroker:
             self.capabilities = _IN_MEMORY  # type: ignore[misc]  # a database in memory promises less
         self._database = LogDatabase(database)
         self._queries = LogQueries(self._tables, database.engine.dialect)
+        self._clean_up = CleanUp(database, [LogSweep(database)])
 
     @classmethod
     def from_url(cls, url: str, *, settings: LogSettings | None = None) -> "LogTableBroker":
         """A broker with a database of its own, which several services share; it makes the tables that are not there.
 
+        Args:
+            url: A database URL; in its query, settings of the log as `log_lease_s=20`, which are not for the driver.
+            settings: Instead of those, and of `CQRS_DECOR_LOG_...` in the environment.
+
         Raises:
             BadUrlError, UnsupportedError: The URL cannot be read, or its driver cannot be used.
+            SettingError: A setting does not fit.
         """
-        return cls(_open_database(url), settings=settings, owns_database=True)
+        url, options = log_options(url)
+        return cls(_open_database(url), settings=settings or LogSettings.read(options), owns_database=True)
 
     @classmethod
     def over(cls, database: Database, *, settings: LogSettings | None = None) -> "LogTableBroker":
-        """A broker in the database of a store, on the store's engine; the store's schema has the tables."""
-        return cls(database, settings=settings)
+        """A broker in the database of a store, on the store's engine; the store's schema has the tables.
+
+        Raises:
+            SettingError: A setting in the environment does not fit.
+        """
+        return cls(database, settings=settings or LogSettings.read({}))
 
     async def open(self) -> None:
         """Connect and look.
@@ -172,6 +189,7 @@ class LogTableBroker:
             signals=self._signals(),
             settings=self._settings,
             clock=self._clock,
+            observers=self.observers,
         )
         member = LogMember(membership, log)
         await member.join(start)
@@ -180,16 +198,34 @@ class LogTableBroker:
         finally:
             await member.leave()
 
+    # --- retention ---------------------------------------------------------------------------------------------------
+
+    async def clean_up(self, retention: Retention, limit: int) -> int:
+        """As `Store.clean_up`, for a database of the broker's own; in that of a store the store does it.
+
+        Raises:
+            BrokerUnavailableError: The database is away.
+        """
+        if not self._owns_database:
+            return 0
+        with self._database.in_words_of_a_broker():
+            return await self._clean_up.run(retention, limit)
+
     # --- topics and tables --------------------------------------------------------------------------------------------
 
     async def check(self, topics: Sequence[TopicPlan]) -> Sequence[Finding]:
+        """See `Broker.check`. Says of each group of these topics whether it has acknowledged everything."""
         try:
             missing = await self._database.read(self._find_missing_tables)
+            if missing:
+                return [_tables_missing(self.name, missing)]
+            groups = await self._database.read(partial(self._progress, topics=[topic.name for topic in topics]))
         except BrokerError as error:
             return [Finding.from_error(error)]
-        if missing:
-            return [_tables_missing(self.name, missing)]
-        return [Finding.ok(f"{self.name} has the tables of the log")]
+        return [Finding.ok(f"{self.name} has the tables of the log"), *(_progress_of(group) for group in groups)]
+
+    async def _progress(self, connection: AsyncConnection, topics: Sequence[str]) -> Sequence[Row[Any]]:
+        return (await connection.execute(self._queries.progress, {"topics": topics})).all()
 
     async def missing_topics(self, topics: Sequence[TopicPlan]) -> Sequence[TopicPlan]:
         """None: a topic is there as soon as it is published to or subscribed."""
@@ -204,7 +240,11 @@ class LogTableBroker:
 
     def _names_of_missing_tables(self, connection: Connection) -> list[str]:
         there = inspect(connection)
-        return [table.name for table in self._tables.all() if not there.has_table(table.name, schema=table.schema)]
+        return [table.name for table in self._needed() if not there.has_table(table.name, schema=table.schema)]
+
+    def _needed(self) -> Sequence[Table]:
+        """Those of the log, and the one that says who cleans up."""
+        return (*self._tables.all(), self._members)
 
     async def _make_tables(self) -> None:
         """Several services may start at once: who comes second finds the tables, whatever its statement said."""
@@ -215,7 +255,7 @@ class LogTableBroker:
                 raise
 
     async def _create_missing(self, connection: AsyncConnection) -> None:
-        for table in self._tables.all():
+        for table in self._needed():
             await connection.execute(CreateTable(table, if_not_exists=True))
 
     def _signals(self) -> LogSignals:
@@ -313,6 +353,12 @@ def _open_database(url: str) -> Database:
     if parsed.get_backend_name() == "sqlite":
         prepare_sqlite_engine(engine, settings)
     return Database(engine, Tables(), settings)
+
+
+def _progress_of(group: Row[Any]) -> Finding:
+    if not group.waiting:
+        return Finding.ok(f"topic {group.topic}: group {group.group_name} has acknowledged everything")
+    return Finding.ok(f"topic {group.topic}: group {group.group_name} has {group.waiting} messages to acknowledge")
 
 
 def _tables_missing(broker: str, tables: Sequence[str]) -> Finding:

@@ -13,6 +13,7 @@ from cqrs_decor.errors import (
     StoreAccessError,
     StoreUnavailableError,
 )
+from cqrs_decor.observers import Observers
 from cqrs_decor_sqlalchemy.database import Database, Work
 from cqrs_decor_sqlalchemy.log_queries import LogQueries
 from cqrs_decor_sqlalchemy.log_settings import LogSettings
@@ -33,7 +34,7 @@ class LogDatabase:
         Raises:
             BrokerUnavailableError, BrokerAccessError, SchemaMissingError: By what the driver says.
         """
-        with self._in_words_of_a_broker():
+        with self.in_words_of_a_broker():
             return await self._database.read(work)
 
     async def write(self, work: Work[T]) -> T:
@@ -43,11 +44,12 @@ class LogDatabase:
             BrokerUnavailableError, BrokerAccessError, SchemaMissingError: By what the driver says. A commit that was
                 under way may have happened.
         """
-        with self._in_words_of_a_broker():
+        with self.in_words_of_a_broker():
             return await self._database.write(work)
 
     @contextmanager
-    def _in_words_of_a_broker(self) -> Generator[None]:
+    def in_words_of_a_broker(self) -> Generator[None]:
+        """Around other work on the same database."""
         try:
             yield
         except StoreUnavailableError as error:
@@ -68,3 +70,4 @@ class Log:
     signals: LogSignals
     settings: LogSettings
     clock: Clock
+    observers: Observers

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cqrs_decor.broker import Partition, Revoked, Start
 from cqrs_decor.errors import BrokerError
+from cqrs_decor.observers import Observers, OffsetReset
 from cqrs_decor_sqlalchemy.log_database import Log
 from cqrs_decor_sqlalchemy.log_shares import Lane, share_of
 from cqrs_decor_sqlalchemy.log_tables import LOG_LANES
@@ -88,6 +89,7 @@ class LogMember:
         self._signals = log.signals
         self._settings = log.settings
         self._clock = log.clock
+        self._observers = log.observers
         self._scope: dict[str, object] = {"group_name": membership.group, "topics": membership.topics}
         self._mine: dict[str, object] = {**self._scope, "reader": membership.reader}
         self._lease_ms = round(log.settings.lease.total_seconds() * 1000)
@@ -265,21 +267,32 @@ class LogMember:
             leases = await self._database.write(lambda connection: self._take_rows(connection, missing))
         for lease in leases:
             if lease.owner == self._membership.reader and lease.lane in missing.get(lease.topic, ()):
-                partition = Partition(topic=lease.topic, number=lease.lane, epoch=lease.fence)
+                begin = self._place_in_lane(lease)
                 self.held[lease.topic, lease.lane] = HeldPartition(
-                    partition=partition,
-                    read=lease.position,
-                    head=lease.position,
+                    partition=Partition(topic=lease.topic, number=lease.lane, epoch=lease.fence),
+                    read=begin,
+                    head=begin,
                     lease_ends=asked + self._settings.lease.total_seconds(),
                 )
         self._signals.written.beat()
+
+    def _place_in_lane(self, lease: Row[Any]) -> int:
+        """Where to read on; further on than the group wanted, where retention had given it up."""
+        before_first: int = lease.first_position - 1
+        if not _is_behind(lease):
+            return int(lease.position)
+        note_reset(self._membership.group, lease.topic, lease.lane, lease.position, before_first, self._observers)
+        return before_first
 
     async def _take_rows(self, connection: AsyncConnection, missing: Mapping[str, Sequence[int]]) -> Sequence[Row[Any]]:
         for topic, lanes in sorted(missing.items()):
             wanted = {"topic": topic, "lanes": lanes, "lease_ms": self._lease_ms}
             await connection.execute(self._queries.take, self._mine | wanted)
-        leases = await connection.execute(self._queries.leases, self._scope)
-        return leases.all()
+        leases = (await connection.execute(self._queries.leases, self._scope)).all()
+        behind = [lease for lease in leases if lease.owner == self._membership.reader and _is_behind(lease)]
+        if behind:
+            await connection.execute(self._queries.acknowledge, [self._begun(lease) for lease in behind])
+        return leases
 
     # --- giving away --------------------------------------------------------------------------------------------------
 
@@ -342,8 +355,34 @@ class LogMember:
             "fence": partition.epoch,
         }
 
+    def _begun(self, lease: Row[Any]) -> dict[str, object]:
+        """On record at once, so that the reset is told once."""
+        place = {"topic": lease.topic, "lane": lease.lane, "fence": lease.fence, "position": lease.first_position - 1}
+        return {"group_name": self._membership.group, "reader": self._membership.reader, **place}
+
     def _facts(self, action: str) -> dict[str, object]:
         return {"action": action, "group": self._membership.group, "reader": self._membership.reader}
+
+
+def note_reset(group: str, topic: str, lane: int, wanted_after: int, goes_on_after: int, observers: Observers) -> None:
+    """Say loudly that records were deleted which this group has not acknowledged."""
+    _logger.warning(
+        "Group %s wanted to go on after %d of lane %d of %s, which is deleted; it goes on after %d. Messages are lost",
+        *(group, wanted_after, lane, topic, goes_on_after),
+        extra={
+            "action": "offset_reset",
+            "group": group,
+            "topic": topic,
+            "partition": lane,
+            "lost_position": wanted_after + 1,
+            "restarted_at": goes_on_after + 1,
+        },
+    )
+    observers.notice(OffsetReset(group=group, topic=topic, partition=lane, restarted_at=str(goes_on_after + 1)))
+
+
+def _is_behind(lease: Row[Any]) -> bool:
+    return bool(lease.position < lease.first_position - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

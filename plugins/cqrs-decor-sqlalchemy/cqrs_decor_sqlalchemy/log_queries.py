@@ -27,6 +27,7 @@ class LogQueries:
             "log_reader": table(tables.readers),
             **words,
         }
+        self._names["counts"] = _COUNTS.format_map(self._names)
         self.read = lru_cache(maxsize=64)(self._read)
 
         # --- writing records
@@ -117,10 +118,11 @@ class LogQueries:
             WHERE group_name = :group_name AND topic IN :topics AND seen_until_ms > {now_ms}
         """)
         self.leases = self._query("""
-            SELECT topic, lane, position, owner, fence,
-                   CASE WHEN owner IS NOT NULL AND lease_until_ms > {now_ms} THEN 1 ELSE 0 END AS held
-            FROM {log_position}
-            WHERE group_name = :group_name AND topic IN :topics
+            SELECT kept.topic, kept.lane, kept.position, kept.owner, kept.fence, written.first_position,
+                   CASE WHEN kept.owner IS NOT NULL AND kept.lease_until_ms > {now_ms} THEN 1 ELSE 0 END AS held
+            FROM {log_position} kept
+            JOIN {log_lane} written ON written.topic = kept.topic AND written.lane = kept.lane
+            WHERE kept.group_name = :group_name AND kept.topic IN :topics
         """)
         self.renew = self._query("""
             UPDATE {log_position}
@@ -137,15 +139,70 @@ class LogQueries:
             WHERE group_name = :group_name AND topic = :topic AND lane IN :lanes
               AND (owner IS NULL OR owner = :reader OR lease_until_ms <= {now_ms})
         """)
+        # The end of the last lease says when a group was last there.
         self.give_back = self._query("""
             UPDATE {log_position}
-            SET owner = NULL, lease_until_ms = 0
+            SET owner = NULL, lease_until_ms = {now_ms}
             WHERE group_name = :group_name AND topic = :topic AND lane = :lane AND owner = :reader AND fence = :fence
         """)
         self.give_back_all = self._query("""
             UPDATE {log_position}
-            SET owner = NULL, lease_until_ms = 0
+            SET owner = NULL, lease_until_ms = {now_ms}
             WHERE group_name = :group_name AND topic IN :topics AND owner = :reader
+        """)
+
+        self.progress = self._query("""
+            SELECT kept.topic, kept.group_name,
+                   SUM(written.next_position - 1 - kept.position) AS waiting
+            FROM {log_position} kept
+            JOIN {log_lane} written ON written.topic = kept.topic AND written.lane = kept.lane
+            WHERE kept.topic IN :topics
+            GROUP BY kept.topic, kept.group_name
+            ORDER BY kept.topic, kept.group_name
+        """)
+
+        # --- retention
+
+        # All lanes, a few for each topic; for each the primary keys of its first record and of its groups' positions.
+        self.oldest_done = self._query("""
+            SELECT written.topic, written.lane, written.first_position
+            FROM {log_lane} written
+            JOIN {log} oldest ON oldest.topic = written.topic AND oldest.lane = written.lane
+                             AND oldest.position = written.first_position
+            WHERE oldest.written_at_ms <= {now_ms} - :kept_ms
+              AND NOT EXISTS (
+                SELECT 1
+                FROM {log_position} kept
+                WHERE kept.topic = written.topic AND kept.lane = written.lane
+                  AND kept.position < written.first_position
+                  AND {counts}
+              )
+            ORDER BY oldest.written_at_ms, written.topic, written.lane
+            LIMIT 1
+        """)
+        # Whoever takes one of these meanwhile waits, and sees then where the lane begins.
+        self.lock_positions = self._query("""
+            SELECT kept.group_name, kept.position, CASE WHEN {counts} THEN 1 ELSE 0 END AS counts
+            FROM {log_position} kept
+            WHERE kept.topic = :topic AND kept.lane = :lane
+            ORDER BY kept.group_name
+            {for_update}
+        """)
+        self.oldest = self._query("""
+            SELECT position, CASE WHEN written_at_ms <= {now_ms} - :kept_ms THEN 1 ELSE 0 END AS done
+            FROM {log}
+            WHERE topic = :topic AND lane = :lane AND position >= :first AND position <= :acknowledged
+            ORDER BY position
+            LIMIT :limit
+        """)
+        self.delete_before = self._query("""
+            DELETE FROM {log}
+            WHERE topic = :topic AND lane = :lane AND position >= :first AND position < :next_first
+        """)
+        self.begin_lane_at = self._query("""
+            UPDATE {log_lane}
+            SET first_position = :next_first
+            WHERE topic = :topic AND lane = :lane
         """)
 
     def _read(self, lanes: int) -> TextClause:
@@ -173,10 +230,18 @@ _READ_ONE_LANE = """
     WHERE topic = :topic_N AND lane = :lane_N AND position > :after_N AND position <= :upto_N
 """
 
+# A group counts while any of its lanes of the topic has been held since `given_up_ms` ago.
+_COUNTS = """EXISTS (
+    SELECT 1
+    FROM {log_position} seen
+    WHERE seen.group_name = kept.group_name AND seen.topic = kept.topic
+      AND seen.lease_until_ms > {now_ms} - :given_up_ms
+)"""
+
 # Every lane of the topic in one statement: the positions of a group are those of one moment.
 _BEGIN_GROUP = """
     INSERT INTO {log_position} (group_name, topic, lane, position, owner, fence, lease_until_ms, crashes)
-    SELECT :group_name, topic, lane, {start}, NULL, 0, 0, 0
+    SELECT :group_name, topic, lane, {start}, NULL, 0, {now_ms}, 0
     FROM {log_lane}
     WHERE topic = :topic
     {or_leave_position}

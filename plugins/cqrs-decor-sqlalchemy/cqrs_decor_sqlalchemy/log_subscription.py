@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -15,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cqrs_decor.broker import Delivery, Partition
 from cqrs_decor.envelope import Envelope, envelope_from_attributes
 from cqrs_decor.errors import MalformedEnvelopeError, WireError
+from cqrs_decor.observers import OffsetReset
 from cqrs_decor_sqlalchemy.log_database import Log
-from cqrs_decor_sqlalchemy.log_member import LogMember, Membership
+from cqrs_decor_sqlalchemy.log_member import HeldPartition, LogMember, Membership
 from cqrs_decor_sqlalchemy.log_shares import Lane, fair_counts
 
 _logger = logging.getLogger(__name__)
@@ -38,9 +39,12 @@ class LogSubscription:
         self._signals = log.signals
         self._settings = log.settings
         self._clock = log.clock
+        self._observers = log.observers
         self._poll_s = log.settings.poll.total_seconds()
+        self._paused: frozenset[Partition] = frozenset()
 
-    async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery]:
+    async def receive(self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()) -> Sequence[Delivery]:
+        self._paused = frozenset(paused)
         ends = self._clock.elapsed() + wait.total_seconds()
         while True:
             self._member.raise_trouble()
@@ -71,7 +75,7 @@ class LogSubscription:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def _read(self, limit: int) -> Sequence[Delivery]:
-        if limit < 1 or not self._member.readable():
+        if limit < 1 or not self._wanted():
             return []
         ranges, rows = await self._database.read(lambda connection: self._fetch(connection, limit))
         deliveries = self._deliver(ranges, rows)
@@ -106,8 +110,11 @@ class LogSubscription:
                 )
                 self._member.lose(held)
 
+    def _wanted(self) -> list[HeldPartition]:
+        return [held for held in self._member.readable() if held.partition not in self._paused]
+
     def _waiting(self) -> dict[Lane, int]:
-        return {held.lane: held.head - held.read for held in self._member.readable() if held.head > held.read}
+        return {held.lane: held.head - held.read for held in self._wanted() if held.head > held.read}
 
     def _ranges(self, limit: int) -> list["_Range"]:
         counts = fair_counts(dict(islice(self._waiting().items(), _LANES_AT_ONCE)), limit)
@@ -133,7 +140,9 @@ class LogSubscription:
         return deliveries
 
     def _note_missing(self, wanted: "_Range", found: int) -> None:
-        """Positions are dense: what is not there was deleted, by retention or by hand."""
+        """Positions are dense, and retention leaves what a group with readers has not acknowledged: what is not there
+        was deleted by hand.
+        """
         if found == wanted.upto - wanted.after:
             return
         facts = {"action": "log_records_missing", "group": self._group, "topic": wanted.partition.topic}
@@ -143,6 +152,11 @@ class LogSubscription:
             wanted.upto,
             wanted.partition.number,
             extra=facts,
+        )
+        place = wanted.partition
+        restarted_at = str(wanted.upto + 1)
+        self._observers.notice(
+            OffsetReset(group=self._group, topic=place.topic, partition=place.number, restarted_at=restarted_at)
         )
 
     # --- rows ---------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from cqrs_decor_sqlalchemy.idempotency import SqlAlchemyIdempotency
 from cqrs_decor_sqlalchemy.inbox import SqlAlchemyInbox
 from cqrs_decor_sqlalchemy.ledger import follow
 from cqrs_decor_sqlalchemy.log_broker import LogTableBroker
+from cqrs_decor_sqlalchemy.log_retention import LogSweep
 from cqrs_decor_sqlalchemy.outbox import SqlAlchemyOutbox
 from cqrs_decor_sqlalchemy.records import record_row
 from cqrs_decor_sqlalchemy.retention import CleanUp, HistorySweep, IdempotencySweep, InboxSweep
@@ -201,7 +202,7 @@ def make_engine(url: str, settings: StoreSettings) -> AsyncEngine:
 
 def _clean_up_of(database: Database) -> CleanUp:
     tables = database.tables
-    return CleanUp(database, [InboxSweep(tables), HistorySweep(tables), IdempotencySweep(tables)])
+    return CleanUp(database, [InboxSweep(tables), HistorySweep(tables), IdempotencySweep(tables), LogSweep(database)])
 
 
 _SQLITE_CARD = {

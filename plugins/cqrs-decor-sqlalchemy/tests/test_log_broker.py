@@ -25,7 +25,7 @@ from cqrs_decor.errors import (
     SettingError,
 )
 from cqrs_decor_sqlalchemy.log_broker import LogTableBroker
-from cqrs_decor_sqlalchemy.log_settings import LogSettings
+from cqrs_decor_sqlalchemy.log_settings import LogSettings, log_options
 from cqrs_decor_sqlalchemy.log_subscription import LogSubscription
 from cqrs_decor_sqlalchemy.store import SqlAlchemyStore
 
@@ -428,6 +428,63 @@ def test_settings_name_all_their_faults_at_once() -> None:
         SettingError, match="idle_poll must not be shorter than poll; lease must be at least three times"
     ):
         LogSettings(idle_poll=timedelta(0), lease=timedelta(seconds=1), beat=timedelta(seconds=1))
+
+
+async def test_a_check_says_which_group_has_acknowledged_everything(database_url: str) -> None:
+    """Whoever moves to another broker has to know when nothing is left in this one."""
+    async with _broker(database_url) as broker:
+        await broker.publish([_envelope("a"), _envelope("b"), _envelope("c", topic="stock")])
+        async with broker.subscribe("quick", ["orders"]) as quick, broker.subscribe("slow", ["orders"]) as slow:
+            await quick.ack(await _receive(quick, 2))
+            await _receive(slow, 1)
+            findings = [finding.problem for finding in await broker.check([TopicPlan(name="orders")])]
+
+    assert findings[1:] == [
+        "topic orders: group quick has acknowledged everything",
+        "topic orders: group slow has 2 messages to acknowledge",
+    ]
+
+
+def test_settings_come_from_the_url_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same image runs on a laptop and on a slow network: nobody builds another one for a longer lease."""
+    monkeypatch.setenv("CQRS_DECOR_LOG_LEASE_S", "40")
+    monkeypatch.setenv("CQRS_DECOR_LOG_MAX_BYTES", "100")
+    monkeypatch.setenv("CQRS_DECOR_LOG_RETENTION_DAYS", "7")  # the app's own, not one of these
+    url, options = log_options("postgresql://u:p%40ss@host/db?log_lease_s=20.5&ssl=require&log_beat_s=3")
+
+    settings = LogSettings.read(options)
+
+    assert url == "postgresql://u:p%40ss@host/db?ssl=require"
+    assert (settings.lease, settings.beat) == (timedelta(seconds=20.5), timedelta(seconds=3))
+    assert (settings.max_bytes, settings.poll) == (100, LogSettings().poll)
+    assert log_options("sqlite:///x.db?log_poll_s=1") == ("sqlite:///x.db", {"poll_s": "1"})
+
+
+async def test_a_broker_takes_its_settings_out_of_the_url(sqlite_url: str) -> None:
+    """What the driver does not know it must not be given."""
+    broker = LogTableBroker.from_url(f"{sqlite_url}?log_max_bytes=5")
+    await broker.open()
+    [refused] = await broker.publish([replace(_envelope("a"), data=b"123456")])
+    await broker.close()
+
+    assert isinstance(refused, RecordTooLargeError)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"leese_s": "3"}, "there is no option log_leese_s, did you mean log_lease_s?"),
+        ({"lease_s": "long", "poll_s": "nan"}, "lease_s must be a number, not 'long'; poll_s must be a number"),
+        ({"max_bytes": "1.5"}, "max_bytes must be a number, not '1.5'"),
+        ({"lease_s": "1"}, "lease must be at least three times beat"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_told(options: dict[str, str], text: str) -> None:
+    """A typing error that is passed over is found out in production."""
+    with pytest.raises(SettingError) as caught:
+        LogSettings.read(options)
+
+    assert text in str(caught.value)
 
 
 # --- the words of the tests above -----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Brokers with one fault each, of the kind that real ones have had."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 
 from cqrs_decor import memory
-from cqrs_decor.broker import Delivery, Revoked, Start
+from cqrs_decor.broker import Delivery, Partition, Revoked, Start
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import BrokerError, RecordRejectedError
 from cqrs_decor.memory import MemoryBroker, MemorySubscription
@@ -154,8 +154,10 @@ class AcknowledgesOnDelivery(_WithSubscription):
     """At most once: what a crash leaves unfinished is gone."""
 
     class reader(MemorySubscription):
-        async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery]:
-            deliveries = await super().receive(limit, wait)
+        async def receive(
+            self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()
+        ) -> Sequence[Delivery]:
+            deliveries = await super().receive(limit, wait, paused=paused)
             await self.ack(deliveries)
             return deliveries
 
@@ -203,23 +205,27 @@ class LosesWhatAReaderLeavesBehind(_WithSubscription):
             handed_out = self._group.__dict__.setdefault("handed_out", {})
             super().take(partition, max(position, handed_out.get((partition.topic, partition.number), 0)))
 
-        def _deliver(self, limit: int) -> list[Delivery]:
-            deliveries = super()._deliver(limit)
+        def _deliver(self, limit: int, left_out: Any) -> list[Delivery]:
+            deliveries = super()._deliver(limit, left_out)
             self._group.__dict__.setdefault("handed_out", {}).update(self._next)
             return deliveries
 
 
 class IgnoresTheLimit(_WithSubscription):
     class reader(MemorySubscription):
-        async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery]:
-            return await super().receive(1_000, wait)
+        async def receive(
+            self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()
+        ) -> Sequence[Delivery]:
+            return await super().receive(1_000, wait, paused=paused)
 
 
 class NeverReturnsEmpty(_WithSubscription):
     class reader(MemorySubscription):
-        async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery]:
+        async def receive(
+            self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()
+        ) -> Sequence[Delivery]:
             while True:
-                if deliveries := await super().receive(limit, timedelta(hours=1)):
+                if deliveries := await super().receive(limit, timedelta(hours=1), paused=paused):
                     return deliveries
 
 
@@ -227,23 +233,31 @@ class WaitsToTheEnd(_WithSubscription):
     """Polls: what comes lies about until the wait is over."""
 
     class reader(MemorySubscription):
-        async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery]:
+        async def receive(
+            self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()
+        ) -> Sequence[Delivery]:
             await anyio.sleep(wait.total_seconds())
-            return await super().receive(limit, timedelta(0))
+            return await super().receive(limit, timedelta(0), paused=paused)
 
 
 class LosesWhatACancelledReceiveHadFetched(_WithSubscription):
     class reader(MemorySubscription):
-        async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery]:
-            deliveries = await super().receive(limit, wait)
+        async def receive(
+            self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()
+        ) -> Sequence[Delivery]:
+            deliveries = await super().receive(limit, wait, paused=paused)
             await anyio.sleep(0.003)
             return deliveries
 
 
 class DeliversPositionsThatRepeat(_WithSubscription):
     class reader(MemorySubscription):
-        async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery]:
-            return [replace(each, position=each.position % 2) for each in await super().receive(limit, wait)]
+        async def receive(
+            self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()
+        ) -> Sequence[Delivery]:
+            return [
+                replace(each, position=each.position % 2) for each in await super().receive(limit, wait, paused=paused)
+            ]
 
 
 class CountsTheBacklogOfTheGroup(_WithSubscription):
@@ -252,3 +266,34 @@ class CountsTheBacklogOfTheGroup(_WithSubscription):
     class reader(MemorySubscription):
         async def backlog(self) -> int:
             return sum(len(self._group.log(place)) - self._group._acknowledged[place] for place in self.partitions)
+
+
+class DeliversWhatIsPaused(_WithSubscription):
+    class reader(MemorySubscription):
+        async def receive(
+            self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()
+        ) -> Sequence[Delivery]:
+            return await super().receive(limit, wait)
+
+
+class DropsWhatItHadFetchedOfAPausedPartition(_WithSubscription):
+    class reader(MemorySubscription):
+        async def receive(
+            self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()
+        ) -> Sequence[Delivery]:
+            for place in [(each.topic, each.number) for each in paused]:
+                self._next[place] = min(self._next[place] + 1, len(self._group.log(place)))
+            return await super().receive(limit, wait, paused=paused)
+
+
+class GivesPausedPartitionsAway(_WithSubscription):
+    """They come back as new ones, after a rebalance."""
+
+    class reader(MemorySubscription):
+        async def receive(
+            self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()
+        ) -> Sequence[Delivery]:
+            for each in paused:
+                self._group._assign((each.topic, each.number), self)
+                self._next[each.topic, each.number] = len(self._group.log((each.topic, each.number)))
+            return await super().receive(limit, wait, paused=paused)

@@ -120,6 +120,9 @@ FAULTY_BROKERS: dict[type[MemoryBroker], str] = {
     brokers.NeverReturnsEmpty: "test_receive_returns_empty_when_nothing_comes",
     brokers.WaitsToTheEnd: "test_receive_returns_as_soon_as_something_comes",
     brokers.LosesWhatACancelledReceiveHadFetched: "test_a_cancelled_receive_loses_nothing",
+    brokers.DeliversWhatIsPaused: "test_paused_partitions_are_left_out_and_stay",
+    brokers.DropsWhatItHadFetchedOfAPausedPartition: "test_what_was_fetched_of_a_paused_partition_is_not_lost",
+    brokers.GivesPausedPartitionsAway: "test_a_reader_that_has_paused_everything_stays_a_member",
     brokers.DeliversPositionsThatRepeat: "test_positions_rise_within_a_partition",
     brokers.CountsTheBacklogOfTheGroup: "test_the_backlog_counts_down_to_zero",
 }
