@@ -33,7 +33,7 @@ class IdempotencyQueries:
 
 
 class SqlAlchemyIdempotency:
-    """Keys and results in the table `idempotency`. Its primary key makes a second one wait until the first has ended."""
+    """Keys and results in the table `idempotency`; by its primary key a second one waits for the end of the first."""
 
     def __init__(self, database: Database) -> None:
         self._queries = IdempotencyQueries(database.tables, database.dialect)
