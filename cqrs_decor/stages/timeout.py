@@ -1,4 +1,4 @@
-"""Ends a dispatch that takes too long; its transaction is rolled back."""
+"""Ends a dispatch that takes too long; its transaction is rolled back, unless the time-out comes during its COMMIT."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import anyio
 
 from cqrs_decor.context import MessageContext
 from cqrs_decor.dispatch import Next
-from cqrs_decor.errors import HandlerTimeoutError
+from cqrs_decor.errors import CommitOutcomeUnknownError, HandlerTimeoutError
 from cqrs_decor.pipeline import Handling
 
 
@@ -25,6 +25,9 @@ class TimeoutStage:
             with anyio.move_on_after(limit_s) as scope:
                 return await call_next(message, context)
             if scope.cancelled_caught:
+                unit_of_work = context.opened_unit_of_work
+                if unit_of_work is not None and unit_of_work.committing:  # a time-out may be retried, this must not be
+                    raise CommitOutcomeUnknownError(f"the database of {handler}", "was cut by its time-out")
                 raise HandlerTimeoutError(handler, limit_s)
             return None
 
