@@ -24,11 +24,16 @@ class TimeoutStage:
         async def run(message: Any, context: MessageContext) -> Any:
             with anyio.move_on_after(limit_s) as scope:
                 return await call_next(message, context)
+            if scope.cancelled_caught and not handling.consumed and _was_committing(context):
+                raise CommitOutcomeUnknownError(f"the database of {handler}", "was cut by its time-out")
             if scope.cancelled_caught:
-                unit_of_work = context.opened_unit_of_work
-                if unit_of_work is not None and unit_of_work.committing:  # a time-out may be retried, this must not be
-                    raise CommitOutcomeUnknownError(f"the database of {handler}", "was cut by its time-out")
                 raise HandlerTimeoutError(handler, limit_s)
             return None
 
         return run
+
+
+def _was_committing(context: MessageContext) -> bool:
+    """Then a retry might do everything twice. For a consumer that is the inbox's care, and the time-out counts."""
+    unit_of_work = context.opened_unit_of_work
+    return unit_of_work is not None and unit_of_work.committing

@@ -615,6 +615,21 @@ async def test_a_time_out_during_the_commit_leaves_its_outcome_unknown(key: str 
     assert len(ran) == runs
 
 
+async def test_a_time_out_during_a_consumers_commit_counts_as_a_failed_attempt() -> None:
+    """The inbox makes its repeat safe; taken for an outage it would be tried for ever, and never parked."""
+    sales = Registry("sales")
+
+    @sales.event_handler(timeout=timedelta(milliseconds=50), retry=Retry(max_attempts=1))
+    async def note(event: Paid) -> None: ...
+
+    async with app_of(sales, database=StallingStore([None, None, "stalls"])) as app:
+        await app.publish(Paid(amount=1))
+        drained = await app.drain()
+
+    [reason] = drained.parked
+    assert "HandlerTimeoutError" in reason
+
+
 async def test_retries_of_the_handler_take_the_key_anew_each_time() -> None:
     """A failed attempt gave it back with its transaction."""
     sales = Registry("sales")
