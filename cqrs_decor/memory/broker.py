@@ -4,11 +4,10 @@ import logging
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
 from cqrs_decor.broker import Capabilities, Delivery, Partition, Revoked, Start, TopicPlan
 from cqrs_decor.envelope import Envelope
@@ -20,8 +19,7 @@ from cqrs_decor.errors import (
 from cqrs_decor.findings import Finding
 from cqrs_decor.lanes import lane_of
 from cqrs_decor.memory.urls import expect_memory_url
-
-T = TypeVar("T")
+from cqrs_decor.observers import Observers
 
 _logger = logging.getLogger(__name__)
 
@@ -50,6 +48,7 @@ class MemoryBroker:
 
     def __init__(self, *, partitions: int = 8, max_bytes: int | None = None) -> None:
         self.name = "memory://"
+        self.observers = Observers()
         self._partitions = partitions
         self._max_bytes = max_bytes
         self._topics: dict[str, list[list[Envelope]]] = {}
@@ -209,12 +208,13 @@ class MemorySubscription:
         self._woken: anyio.Event | None = None
 
     async def receive(self, limit: int, wait: timedelta, *, paused: Collection[Partition] = ()) -> Sequence[Delivery]:
+        left_out = {_place(partition) for partition in paused}
         await anyio.lowlevel.checkpoint()
         with anyio.move_on_after(wait.total_seconds()):
-            while not self._ahead(paused):
+            while not self._ahead(left_out):
                 self._woken = anyio.Event()
                 await self._woken.wait()
-        return self._deliver(limit, paused)  # no await after this: a cancelled `receive` has delivered nothing
+        return self._deliver(limit, left_out)  # no await after this: a cancelled `receive` has delivered nothing
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -248,12 +248,12 @@ class MemorySubscription:
     def places_of(self, topic: str) -> list[_Place]:
         return [place for place in self.partitions if place[0] == topic]
 
-    def _ahead(self, paused: Collection[Partition] = ()) -> int:
-        return sum(len(self._group.log(place)) - position for place, position in self._readable(paused))
+    def _ahead(self, left_out: Collection[_Place] = ()) -> int:
+        return sum(len(self._group.log(place)) - position for place, position in self._readable(left_out))
 
-    def _deliver(self, limit: int, paused: Collection[Partition]) -> list[Delivery]:
+    def _deliver(self, limit: int, left_out: Collection[_Place]) -> list[Delivery]:
         deliveries: list[Delivery] = []
-        for place, position in self._readable(paused):
+        for place, position in self._readable(left_out):
             fresh = self._group.log(place)[position : position + limit - len(deliveries)]
             deliveries.extend(
                 _delivery(self.partitions[place], number, envelope) for number, envelope in enumerate(fresh, position)
@@ -262,12 +262,9 @@ class MemorySubscription:
             self._next[place] = position + len(fresh)
         return deliveries
 
-    def _readable(self, paused: Collection[Partition]) -> list[tuple[_Place, int]]:
-        return [
-            (place, position)
-            for place, position in self._next.items()
-            if place in self.partitions and self.partitions[place] not in paused
-        ]
+    def _readable(self, left_out: Collection[_Place]) -> list[tuple[_Place, int]]:
+        readable = self.partitions.keys() - left_out
+        return [(place, position) for place, position in self._next.items() if place in readable]
 
 
 def _delivery(partition: Partition, position: int, envelope: Envelope) -> Delivery:
