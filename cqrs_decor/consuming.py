@@ -12,11 +12,12 @@ from cqrs_decor.clock import Clock
 from cqrs_decor.context import MessageContext, current_context
 from cqrs_decor.crash_points import reach
 from cqrs_decor.envelope import Envelope
-from cqrs_decor.errors import CommitOutcomeUnknownError, RetryLater, StoreUnavailableError
+from cqrs_decor.errors import RetryLater
 from cqrs_decor.in_hand import Turn
 from cqrs_decor.inbox import BEHIND, DUPLICATE
 from cqrs_decor.observers import MessageConsumed, Observers
 from cqrs_decor.parking import Parking
+from cqrs_decor.patience import Patience
 from cqrs_decor.pipeline import Plan
 from cqrs_decor.places import Places
 from cqrs_decor.reading import Read
@@ -46,18 +47,27 @@ class Consuming:
         store: Inbox and transactions.
         places: Where attempts run.
         parking: Keeps what cannot be handled.
+        patience: Knows an outage of the store.
         outage: Waits while the store is away.
         clock: Time.
         observers: Told of each outcome.
     """
 
     def __init__(
-        self, store: Store, places: Places, parking: Parking, outage: Outage, clock: Clock, observers: Observers
+        self,
+        store: Store,
+        places: Places,
+        parking: Parking,
+        patience: Patience,
+        outage: Outage,
+        clock: Clock,
+        observers: Observers,
     ) -> None:
         self.handled = 0
         self._store = store
         self._places = places
         self._parking = parking
+        self._patience = patience
         self._outage = outage
         self._clock = clock
         self._observers = observers
@@ -148,7 +158,7 @@ class Consuming:
 
     async def _wait_for_next(self, turn: Turn, plan: Plan, envelope: Envelope, error: Exception, tries: _Tries) -> bool:
         """Wait before the next attempt; False when there is none. An outage or a lost race for a row is no attempt."""
-        if self._is_outage(error):
+        if self._patience.is_outage(error):
             tries.attempts -= 1
             await self._outage.wait(error)
             return True
@@ -163,10 +173,6 @@ class Consuming:
         _tell_of_retry(plan, envelope, error, tries.attempts, delay)
         await turn.nap(self._clock, delay.total_seconds())
         return True
-
-    def _is_outage(self, error: Exception) -> bool:
-        """Nothing about the message: the database is away, or broke during the commit, and then the inbox knows."""
-        return isinstance(error, StoreUnavailableError | CommitOutcomeUnknownError) or self._store.is_unavailable(error)
 
 
 def _delay(policy: Retry, error: Exception, attempt: int) -> timedelta | None:

@@ -453,10 +453,10 @@ class AutocommitRefusedError(UnitOfWorkError):
 class CommitOutcomeUnknownError(UnitOfWorkError):
     code = "CD306"
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, what: str = "broke") -> None:
         self.store = store
         super().__init__(
-            f"The connection to {store} broke during COMMIT: the transaction may or may not have been committed.",
+            f"The connection to {store} {what} during COMMIT: the transaction may or may not have been committed.",
             fix="look before you repeat; what is sent with an idempotency_key can be repeated safely",
         )
 

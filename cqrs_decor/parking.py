@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Awaitable, Callable
 
-from cqrs_decor._loop import Outage
 from cqrs_decor.clock import Clock
 from cqrs_decor.envelope import Envelope
-from cqrs_decor.errors import CqrsDecorError, Park, RetryLater, StoreUnavailableError
+from cqrs_decor.errors import CqrsDecorError, Park, RetryLater
 from cqrs_decor.in_hand import Turn
 from cqrs_decor.inbox import InboxStore, ParkedMessage
 from cqrs_decor.observers import MessageConsumed, MessagesHeld, Observers
+from cqrs_decor.patience import Patience
 
 _logger = logging.getLogger(__name__)
 
@@ -21,15 +21,15 @@ class Parking:
 
     Args:
         inbox: Where it is kept.
-        outage: Waits while it is away.
+        patience: Asks it until it answers.
         clock: Time.
         observers: Told of each outcome.
     """
 
-    def __init__(self, inbox: InboxStore, outage: Outage, clock: Clock, observers: Observers) -> None:
+    def __init__(self, inbox: InboxStore, patience: Patience, clock: Clock, observers: Observers) -> None:
         self.parked: list[str] = []
         self._inbox = inbox
-        self._outage = outage
+        self._patience = patience
         self._clock = clock
         self._observers = observers
 
@@ -40,7 +40,7 @@ class Parking:
             Whether it is dealt with; False if it was given up first.
         """
         reason = described(error)
-        kept = await self._patiently(turn, self._inbox.park, self._message(consumer, envelope, reason, attempts))
+        kept = await self._keep(turn, self._inbox.park, self._message(consumer, envelope, reason, attempts))
         if kept is None:
             return False
         if kept:
@@ -56,7 +56,7 @@ class Parking:
 
     async def hold_back(self, turn: Turn, consumer: str, envelope: Envelope) -> bool:
         """Keep the message behind the parked one of its key; False if it is its turn after all, or it was given up."""
-        kept = await self._patiently(turn, self._inbox.hold_back, self._message(consumer, envelope, _BEHIND, 0))
+        kept = await self._keep(turn, self._inbox.hold_back, self._message(consumer, envelope, _BEHIND, 0))
         if not kept:
             return False
         facts = {"action": "message_held", "consumer": consumer, "message_id": envelope.id, "topic": envelope.topic}
@@ -65,20 +65,10 @@ class Parking:
         self._tell(consumer, envelope, "held", 0)
         return True
 
-    async def _patiently(
+    async def _keep(
         self, turn: Turn, keep: Callable[[ParkedMessage], Awaitable[bool]], parked: ParkedMessage
     ) -> bool | None:
-        """Wait out an outage; None if the message is given up meanwhile."""
-        while True:
-            try:
-                kept = await keep(parked)
-            except StoreUnavailableError as outage:
-                if turn.given_up:
-                    return None
-                await self._outage.wait(outage)
-            else:
-                self._outage.over()
-                return kept
+        return await self._patience.until_answered(lambda: keep(parked), lambda: turn.given_up)
 
     def _message(self, consumer: str, envelope: Envelope, reason: str, attempts: int) -> ParkedMessage:
         return ParkedMessage(

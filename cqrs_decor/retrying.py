@@ -1,18 +1,17 @@
 """Runs again what operators asked for, and what stood behind it, in the order of each key."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import anyio
-from anyio.abc import TaskGroup
 
-from cqrs_decor._loop import Outage
 from cqrs_decor.clock import Clock
 from cqrs_decor.consuming import Consuming
-from cqrs_decor.errors import StoreUnavailableError, WireError
+from cqrs_decor.errors import WireError
 from cqrs_decor.in_hand import Turn
 from cqrs_decor.inbox import ParkedMessage
 from cqrs_decor.parking import Parking
+from cqrs_decor.patience import Patience
 from cqrs_decor.pipeline import Plan
 from cqrs_decor.reading import Reader
 from cqrs_decor.store import Store
@@ -35,7 +34,7 @@ class Retrying:
         reader: Reads them.
         consuming: Runs their consumers.
         parking: Takes those back that fail again.
-        outage: Waits while the store is away.
+        patience: Asks the store until it answers.
         clock: Time.
     """
 
@@ -47,7 +46,7 @@ class Retrying:
         reader: Reader,
         consuming: Consuming,
         parking: Parking,
-        outage: Outage,
+        patience: Patience,
         clock: Clock,
     ) -> None:
         self._names = (*plans, service)
@@ -56,9 +55,10 @@ class Retrying:
         self._reader = reader
         self._consuming = consuming
         self._parking = parking
-        self._outage = outage
+        self._patience = patience
         self._clock = clock
         self._turns: dict[_Key, Turn] = {}
+        self._finishing = False
         self._ended = anyio.Event()
 
     async def run(self) -> None:
@@ -66,24 +66,26 @@ class Retrying:
         async with anyio.create_task_group() as tasks:
             while True:
                 await self._clock.sleep(_LOOK_EVERY_S)
-                try:
-                    await self._start_all(tasks)
-                except StoreUnavailableError as error:
-                    await self._outage.wait(error)
+                for parked in await self._wanted(self._names):
+                    if _key(parked) not in self._turns and not self._finishing:
+                        self._turns[_key(parked)] = Turn()
+                        tasks.start_soon(self._retry_key, parked)
 
     async def finish(self) -> None:
         """Begin nothing more, and wait for what runs; what does not come to its end is asked for again."""
+        self._finishing = True
         for turn in self._turns.values():
             turn.give_up()
         while self._turns:
             self._ended = anyio.Event()
             await self._ended.wait()
 
-    async def _start_all(self, tasks: TaskGroup) -> None:
-        for parked in await self._store.inbox.retries(self._names, _AT_ONCE):
-            if _key(parked) not in self._turns:
-                self._turns[_key(parked)] = Turn()
-                tasks.start_soon(self._retry_key, parked)
+    async def _wanted(self, consumers: Sequence[str]) -> Sequence[ParkedMessage]:
+        """What is asked for of these consumers."""
+        wanted = await self._patience.until_answered(
+            lambda: self._store.inbox.retries(consumers, _AT_ONCE), lambda: self._finishing
+        )
+        return wanted or ()
 
     async def _retry_key(self, first: ParkedMessage) -> None:
         """Retry a message, then those that stood behind it, until one fails or none is left."""
@@ -92,8 +94,6 @@ class Retrying:
         try:
             while parked is not None and not turn.given_up:
                 parked = await self._next(parked) if await self._retry(turn, parked) else None
-        except StoreUnavailableError as error:
-            await self._outage.wait(error)  # what was asked for is still asked for
         finally:
             del self._turns[_key(first)]
             self._ended.set()
@@ -101,29 +101,35 @@ class Retrying:
     async def _next(self, parked: ParkedMessage) -> ParkedMessage | None:
         if parked.envelope.key is None:
             return None
-        wanted = await self._store.inbox.retries([parked.consumer], _AT_ONCE)
+        wanted = await self._wanted([parked.consumer])
         return next((each for each in wanted if _key(each) == _key(parked)), None)
 
     async def _retry(self, turn: Turn, parked: ParkedMessage) -> bool:
-        """Whether the message is through with its consumer, so that the next one may follow.
+        """Whether the message has its outcome, so that the next one may follow.
 
         The wish is taken back first: a message that kills the process would otherwise do so for ever.
         """
         error = parked.error.removeprefix(_CUT_OFF)
-        if not await self._store.inbox.park(replace(parked, error=_CUT_OFF + error)):
-            return True  # somebody else was faster
+        if not await self._park(turn, replace(parked, error=_CUT_OFF + error)):
+            return not turn.given_up  # somebody else was faster
         through = await self._run(turn, parked)
-        if turn.given_up and not through:
-            await self._store.inbox.park(replace(parked, error=error))
-            await self._store.inbox.retry([parked.id], who="a worker that was stopped")
+        if not through:
+            await self._park(turn, replace(parked, error=error))
+            await self._patience.until_answered(
+                lambda: self._store.inbox.retry([parked.id], who="a worker that was stopped"), lambda: turn.given_up
+            )
         return through
 
+    async def _park(self, turn: Turn, parked: ParkedMessage) -> bool:
+        kept = await self._patience.until_answered(lambda: self._store.inbox.park(parked), lambda: turn.given_up)
+        return kept or False
+
     async def _run(self, turn: Turn, parked: ParkedMessage) -> bool:
+        """Bring it to an outcome; False if it was given up first."""
         try:
             read = self._reader.read(parked.envelope)
         except WireError as error:
-            await self._parking.park(turn, parked.consumer, parked.envelope, error, parked.attempts)
-            return False
+            return await self._parking.park(turn, parked.consumer, parked.envelope, error, parked.attempts)
         plan = self._plans.get(parked.consumer)
         if plan is None or plan not in read.plans:  # the service's own, or by now it is not for this consumer
             return await self._consuming.by_all(turn, read) and await self._take_out(turn, parked)
@@ -134,21 +140,16 @@ class Retrying:
         return await self._consuming.by_one(turn, plan, read, parked.id)
 
     async def _take_out(self, turn: Turn, parked: ParkedMessage) -> bool:
-        while not turn.given_up:
+        async def take_out() -> bool:
+            transaction = await self._store.begin()
             try:
-                transaction = await self._store.begin()
-                try:
-                    await self._store.inbox.unpark(transaction, parked.id)
-                    await transaction.commit()
-                finally:
-                    await transaction.rollback()
-            except Exception as error:
-                if not (self._store.is_unavailable(error) or self._store.is_transient(error)):
-                    raise
-                await self._outage.wait(error)
-            else:
-                return True
-        return False
+                await self._store.inbox.unpark(transaction, parked.id)
+                await transaction.commit()
+            finally:
+                await transaction.rollback()
+            return True
+
+        return await self._patience.until_answered(take_out, lambda: turn.given_up) or False
 
 
 def _key(parked: ParkedMessage) -> _Key:

@@ -16,12 +16,12 @@ from typing import TypeVar
 
 from anyio.abc import TaskGroup
 
-from cqrs_decor._loop import Outage
 from cqrs_decor.broker import Partition
 from cqrs_decor.errors import StoreUnavailableError
 from cqrs_decor.in_hand import Work
 from cqrs_decor.inbox import InboxStore, Mark
 from cqrs_decor.observers import CrashSuspected, Observers
+from cqrs_decor.patience import Patience
 from cqrs_decor.places import Places
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Stepping:
         inbox: Where marks are noted.
         places: Where handlers run: a suspect gets all of them.
         ahead: So many messages are to be covered by one note.
-        outage: Waits while the inbox is away: nothing is dispatched unmarked.
+        patience: Asks the inbox until it answers: nothing is dispatched unmarked.
         observers: Told of each suspicion.
         dispatch: Gives a work to its consumers, on its own; whether nothing of its key is before it.
     """
@@ -72,7 +72,7 @@ class Stepping:
         places: Places,
         *,
         ahead: int,
-        outage: Outage,
+        patience: Patience,
         observers: Observers,
         dispatch: Callable[[Work], bool],
     ) -> None:
@@ -81,7 +81,7 @@ class Stepping:
         self._inbox = inbox
         self._places = places
         self._ahead = ahead
-        self._outage = outage
+        self._patience = patience
         self._observers = observers
         self._dispatch = dispatch
         self._until: dict[Partition, int] = {}
@@ -143,7 +143,7 @@ class Stepping:
         new = {(each.topic, each.number): each for each in partitions if each not in self._known}
         if not new:
             return
-        found = await self._patiently(lambda: self._inbox.take_marks(self._group, self._owner, list(new)), works)
+        found = await self._ask(lambda: self._inbox.take_marks(self._group, self._owner, list(new)), works)
         if found is None:
             return
         self._known.update(new.values())
@@ -175,19 +175,15 @@ class Stepping:
             await self._inbox.mark(self._group, self._owner, marks)
             return True
 
-        return await self._patiently(note, works) or False
+        return await self._ask(note, works) or False
 
-    async def _patiently(self, ask: Callable[[], Awaitable[T]], works: Sequence[Work]) -> T | None:
-        """Wait out an outage of the inbox; None if all works are given up meanwhile."""
-        while not all(work.given_up for work in works):
-            try:
-                answer = await ask()
-            except StoreUnavailableError as error:
-                await self._outage.wait(error)
-            else:
-                self._outage.over()
-                return answer
-        return None
+    async def _ask(self, ask: Callable[[], Awaitable[T]], works: Sequence[Work]) -> T | None:
+        """None if all that it is for was given up."""
+
+        def given_up() -> bool:
+            return all(work.given_up for work in works)
+
+        return None if given_up() else await self._patience.until_answered(ask, given_up)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 

@@ -61,6 +61,9 @@ class UnitOfWork:
     """The transaction of a dispatch, opened when it is first needed, shared by every dispatch that joins it.
 
     A handler that only emits gets its transaction at commit, for the outbox rows alone.
+
+    Attributes:
+        committing: The commit is under way; after a cancellation, that it was and that its outcome is unknown.
     """
 
     __slots__ = (
@@ -71,6 +74,7 @@ class UnitOfWork:
         "_lock",
         "_pending",
         "_writes",
+        "committing",
         "joined",
         "transaction",
     )
@@ -84,6 +88,7 @@ class UnitOfWork:
         """
         self.transaction = transaction
         self.joined = joined
+        self.committing = False
         self._begin = begin
         self._lock: anyio.Lock | None = None
         self._pending: list[Envelope] = []
@@ -152,7 +157,9 @@ class UnitOfWork:
             return
         if self.transaction is not None:
             reach("uow.before_commit")
+            self.committing = True
             await self.transaction.commit()
+            self.committing = False
             reach("uow.after_commit")
         self._closed = True
         for callback in self._after_commit:

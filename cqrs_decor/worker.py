@@ -23,10 +23,13 @@ from cqrs_decor.clock import Clock
 from cqrs_decor.codec import Codec
 from cqrs_decor.consuming import Consuming
 from cqrs_decor.crash_points import reach
+from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import BrokerUnavailableError, MessageKillsWorkersError, UnknownMessageTypeError, WireError
 from cqrs_decor.in_hand import InHand, QueueKey, Work
+from cqrs_decor.lanes import lane_of
 from cqrs_decor.observers import Observers, PartitionsPaused
 from cqrs_decor.parking import Parking
+from cqrs_decor.patience import Patience
 from cqrs_decor.pipeline import Plan
 from cqrs_decor.places import Places
 from cqrs_decor.reading import Read, Reader, envelope_of
@@ -116,8 +119,11 @@ class Worker:
 
         self._places = Places(limits.concurrency)
         self._reader = Reader(service, consumers, routes, codecs, limits.max_body_bytes)
-        self._parking = Parking(store.inbox, self._store_outage, clock, observers)
-        self._consuming = Consuming(store, self._places, self._parking, self._store_outage, clock, observers)
+        self._patience = Patience(store, self._store_outage, clock)
+        self._parking = Parking(store.inbox, self._patience, clock, observers)
+        self._consuming = Consuming(
+            store, self._places, self._parking, self._patience, self._store_outage, clock, observers
+        )
         self._batches = Batches(
             consumers, store.inbox, self._reader, self._places, self._consuming, self._store_outage, clock, observers
         )
@@ -129,7 +135,7 @@ class Worker:
             self._reader,
             self._consuming,
             self._parking,
-            self._store_outage,
+            self._patience,
             clock,
         )
 
@@ -151,7 +157,7 @@ class Worker:
             self._store.inbox,
             self._places,
             ahead=self._limits.prefetch,
-            outage=self._store_outage,
+            patience=self._patience,
             observers=self._observers,
             dispatch=self._dispatch_single,
         )
@@ -168,7 +174,7 @@ class Worker:
         return self._consuming.handled
 
     @property
-    def parked(self) -> Sequence[str]:
+    def parked(self) -> list[str]:
         """What was parked since the start, each in words."""
         return self._parking.parked
 
@@ -310,13 +316,19 @@ class Worker:
         if work.delivery.partition.topic not in self._batches.topics or work.key in self._queues:
             self._dispatch_single(work)
             return
-        number = hash(work.key) % self._limits.concurrency
+        number = self._lane_of(work.delivery)
         lane = self._lanes.get(number)
         if lane is None:
             self._lanes[number] = deque([work])
             self._tasks.start_soon(self._serve_lane, number)
         else:
             lane.append(work)
+
+    def _lane_of(self, delivery: Delivery) -> int:
+        """Not by `hash`: another process, and a test that is run again, must take the same turns."""
+        content = delivery.content
+        key = content.key if isinstance(content, Envelope) else delivery.key
+        return lane_of(delivery.partition.topic, key, str(delivery.position), self._limits.concurrency)
 
     def _dispatch_single(self, work: Work) -> bool:
         """Queue it behind the others of its key; a task serves the queue while it has anything in it.

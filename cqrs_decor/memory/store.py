@@ -7,6 +7,7 @@ from cqrs_decor.broker import Broker
 from cqrs_decor.clock import Clock, SystemClock
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.findings import Finding
+from cqrs_decor.idempotency import IdempotencyStore
 from cqrs_decor.inbox import InboxStore
 from cqrs_decor.memory.idempotency import MemoryIdempotency
 from cqrs_decor.memory.inbox import MemoryInbox
@@ -14,7 +15,7 @@ from cqrs_decor.memory.outbox import MemoryOutbox
 from cqrs_decor.memory.transaction import MemoryTransaction
 from cqrs_decor.memory.urls import expect_memory_url
 from cqrs_decor.outbox import OutboxStore
-from cqrs_decor.store import IdempotencyStore, Retention, SchemaAdmin, StoreCard
+from cqrs_decor.store import Retention, SchemaAdmin, StoreCard
 
 
 class MemoryStore:

@@ -94,9 +94,7 @@ class AppUnderTest:
         """What its relay publishes to."""
         return self.app.broker
 
-    async def send(
-        self, command: Returns[R], session: object | None = None, *, idempotency_key: str | None = None
-    ) -> R:
+    async def send(self, command: Returns[R], session: object | None = None, idempotency_key: str | None = None) -> R:
         """`App.send`."""
         return await self.app.send(command, session, idempotency_key=idempotency_key)
 

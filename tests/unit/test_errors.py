@@ -40,7 +40,6 @@ from cqrs_decor.errors import (
     MessageDefinitionError,
     MessageKillsWorkersError,
     MessageValidationError,
-    MessageKillsWorkersError,
     MissingDependencyError,
     MissingResourceError,
     MissingServiceNameError,

@@ -583,6 +583,53 @@ async def test_an_error_of_the_handler_in_the_repeat_is_told_as_it_is() -> None:
     assert len(till.paid) == 2
 
 
+class StallingStore(BreakingStore):
+    """One whose first COMMIT is never answered."""
+
+    async def begin(self, *, read_only: bool = False) -> MemoryTransaction:
+        transaction = await super().begin(read_only=read_only)
+        if self.next_commit() == "stalls":
+            transaction.commit = anyio.sleep_forever  # type: ignore[method-assign]
+        return transaction
+
+
+@pytest.mark.parametrize(("key", "runs"), [(None, 1), ("order-1", 2)])
+async def test_a_time_out_during_the_commit_leaves_its_outcome_unknown(key: str | None, runs: int) -> None:
+    """A policy that runs a handler again after its time-out must not do so then: the first run may be committed."""
+    sales = Registry("sales")
+    ran: list[int] = []
+
+    @sales.command_handler(timeout=timedelta(milliseconds=50), retry=Retry(max_attempts=3, first_delay=timedelta(0)))
+    async def pay(command: Pay) -> Receipt:
+        ran.append(command.amount)
+        emit(Paid(amount=1))
+        return Receipt(number=len(ran))
+
+    async with app_of(sales, database=StallingStore(["stalls"])) as app:
+        if key is None:
+            with pytest.raises(CommitOutcomeUnknownError, match="time-out"):
+                await app.send(Pay())
+        else:
+            assert (await app.send(Pay(), idempotency_key=key)).number == 2
+
+    assert len(ran) == runs
+
+
+async def test_a_time_out_during_a_consumers_commit_counts_as_a_failed_attempt() -> None:
+    """The inbox makes its repeat safe; taken for an outage it would be tried for ever, and never parked."""
+    sales = Registry("sales")
+
+    @sales.event_handler(timeout=timedelta(milliseconds=50), retry=Retry(max_attempts=1))
+    async def note(event: Paid) -> None: ...
+
+    async with app_of(sales, database=StallingStore([None, None, "stalls"])) as app:
+        await app.publish(Paid(amount=1))
+        drained = await app.drain()
+
+    [reason] = drained.parked
+    assert "HandlerTimeoutError" in reason
+
+
 async def test_retries_of_the_handler_take_the_key_anew_each_time() -> None:
     """A failed attempt gave it back with its transaction."""
     sales = Registry("sales")

@@ -327,3 +327,32 @@ def mend(inbox: Any, *envelopes: Envelope) -> None:
         for envelope in envelopes:
             if parked.envelope.id == envelope.id:
                 inbox._parked[parked.id] = replace(parked, envelope=envelope)
+
+
+async def test_a_lost_race_while_parking_is_run_again() -> None:
+    """Operators and workers meet at the same rows: a deadlock there must not end the worker."""
+
+    class DeadlockError(Exception):
+        pass
+
+    class Contended(MemoryInbox):
+        races = 3
+
+        async def park(self, parked: Any) -> bool:
+            self.races -= 1
+            if self.races >= 0:
+                raise DeadlockError
+            return await super().park(parked)
+
+    class ContendedStore(MemoryStore):
+        def is_transient(self, error: BaseException) -> bool:
+            return isinstance(error, DeadlockError)
+
+    bank, store = Bank("a1"), ContendedStore()
+    store.inbox = Contended()
+    async with shop_with(bank.registry, store=store) as shop:
+        await shop.broker.publish([paid()])
+        await advance_until(shop, lambda: bool(shop.worker.parked))
+
+        assert await names(shop) == ["a-1"]
+    assert bank.tried == ["a1"]

@@ -43,6 +43,7 @@ from tests.unit.shop import (
     shop_with,
 )
 
+
 @pytest.fixture(params=[False, True], ids=["single", "optimistic"], autouse=True)
 def optimistic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Every test here holds for consumers of either kind: a batch may not change an outcome."""
@@ -860,7 +861,7 @@ async def test_one_writer_gets_one_handler_at_a_time_unless_told_otherwise(given
         inside.remove(event.order)
 
     async with shop_with(sales, store=OneWriterStore(), settings=Settings(**given)) as shop:  # type: ignore[arg-type]
-        await shop.broker.publish([paid(order) for order in "abcde"])
+        await shop.broker.publish([paid(order) for order in "abcdefghijklmnop"])
         await eventually(lambda: len(inside) == at_once)
         going_on.set()
         await shop.settled()

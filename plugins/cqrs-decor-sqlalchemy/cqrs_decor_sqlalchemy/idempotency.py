@@ -4,7 +4,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import IntegrityError
 
-from cqrs_decor.store import KeptResult
+from cqrs_decor.idempotency import KeptResult
 from cqrs_decor.unit_of_work import Transaction
 from cqrs_decor_sqlalchemy.columns import DatabaseNow
 from cqrs_decor_sqlalchemy.database import Database
@@ -33,7 +33,7 @@ class IdempotencyQueries:
 
 
 class SqlAlchemyIdempotency:
-    """Keys and results in the table `idempotency`. Its primary key makes a second one wait for the end of the first."""
+    """Keys and results in the table `idempotency`; by its primary key a second one waits for the end of the first."""
 
     def __init__(self, database: Database) -> None:
         self._queries = IdempotencyQueries(database.tables, database.dialect)

@@ -1,6 +1,6 @@
 """The inbox of one database."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -243,7 +243,7 @@ class SqlAlchemyInbox:
 
         return await self._in_portions(ids, work)
 
-    async def _in_portions(self, ids: Collection[int], work: Any) -> int:
+    async def _in_portions(self, ids: Collection[int], work: Callable[..., Awaitable[int]]) -> int:
         """Each portion in a transaction of its own: what was done stays done, and doing it again does no harm."""
         count = 0
         for some in _portions(sorted(set(ids))):

@@ -4,7 +4,6 @@ import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from urllib.parse import urlsplit
 
 import anyio
 import pytest
@@ -26,64 +25,7 @@ from cqrs_decor.lanes import HeldLane
 from cqrs_decor.outbox import FailedRecord, OutboxFilter, Settlement
 from cqrs_decor.testing.conformance.kit import sample
 from cqrs_decor_sqlalchemy import SqlAlchemyStore, StoreSettings
-
-
-class Proxy:
-    """A TCP connection in between, that can be cut."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._target = (parts.hostname, parts.port)
-        self._url = url
-        self._writers: list[asyncio.StreamWriter] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.cut_at: bytes | None = None
-        """What is cut off, with everything after it, once the client sends it."""
-        self.deliver_first = False
-        """Whether the server still gets it, so that only its answer is lost."""
-
-    async def start(self) -> str:
-        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        return self._url.replace(f":{self._target[1]}/", f":{port}/")
-
-    async def stop(self) -> None:
-        self._server.close()
-        self.cut()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def cut(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    async def _connect(self, reader, writer) -> None:
-        self._tasks.add(asyncio.current_task())
-        there_reader, there_writer = await asyncio.open_connection(*self._target)
-        self._writers += [writer, there_writer]
-        back = asyncio.create_task(self._pump(there_reader, writer, None))
-        self._tasks.add(back)
-        await self._pump(reader, there_writer, writer)
-
-    async def _pump(self, reader, writer, answers) -> None:
-        try:
-            while chunk := await reader.read(65536):
-                if answers is not None and self.cut_at is not None and self.cut_at in chunk.upper():
-                    answers.transport.abort()
-                    if self.deliver_first:
-                        writer.write(chunk)
-                        writer.write_eof()
-                    else:
-                        writer.transport.abort()
-                    return
-                writer.write(chunk)
-                await writer.drain()
-        except (ConnectionError, OSError):
-            pass
-        finally:
-            writer.close()
+from tests.services.proxy import Proxy
 
 
 @asynccontextmanager
@@ -112,7 +54,6 @@ async def test_a_connection_that_is_lost_during_commit_leaves_the_outcome_unknow
 
         with pytest.raises(CommitOutcomeUnknownError) as raised:
             await transaction.commit()
-        proxy.cut_at = None
         await transaction.rollback()
 
         if deliver_first:
