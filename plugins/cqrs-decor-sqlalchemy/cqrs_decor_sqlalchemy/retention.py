@@ -91,8 +91,8 @@ class _CleanersLease:
     async def take(self, connection: AsyncConnection) -> datetime | None:
         """Take or extend it in this transaction; its end, or None where another process has it."""
         if await self._extended(connection):
-            ends: datetime = (await connection.execute(self._look)).scalar_one()
-            return ends
+            until: datetime = (await connection.execute(self._look)).scalar_one()
+            return until
         if await connection.scalar(self._look) is not None:
             return None
         await connection.execute(self._add)
