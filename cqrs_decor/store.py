@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 from cqrs_decor.broker import Broker
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.findings import Finding
+from cqrs_decor.idempotency import IdempotencyStore
 from cqrs_decor.inbox import InboxStore
 from cqrs_decor.outbox import OutboxStore
 from cqrs_decor.unit_of_work import Transaction
@@ -40,26 +41,6 @@ class Retention:
     idempotency: timedelta | None = None
     log: timedelta | None = None
     groups: timedelta | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptResult:
-    """What a command with an idempotency key came to: the digest of its content, and its encoded result."""
-
-    fingerprint: str
-    result: bytes | None
-
-
-class IdempotencyStore(Protocol):
-    """Remembers the results of commands by their idempotency key. All raise StoreUnavailableError."""
-
-    async def begin(self, transaction: Transaction, key: str, fingerprint: str) -> KeptResult | None:
-        """Take the key in this transaction; what is kept under it, if there is. Waits while another has it."""
-        ...
-
-    async def keep(self, transaction: Transaction, key: str, result: bytes | None) -> None:
-        """Keep the result under the key that this transaction has taken."""
-        ...
 
 
 class SchemaAdmin(Protocol):

@@ -2,8 +2,8 @@
 
 import anyio
 
+from cqrs_decor.idempotency import KeptResult
 from cqrs_decor.memory.transaction import MemoryTransaction
-from cqrs_decor.store import KeptResult
 from cqrs_decor.unit_of_work import Transaction
 
 

@@ -7,6 +7,7 @@ from cqrs_decor.broker import Broker
 from cqrs_decor.clock import Clock, SystemClock
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.findings import Finding
+from cqrs_decor.idempotency import IdempotencyStore
 from cqrs_decor.inbox import InboxStore
 from cqrs_decor.memory.idempotency import MemoryIdempotency
 from cqrs_decor.memory.inbox import MemoryInbox
@@ -16,7 +17,7 @@ from cqrs_decor.memory.urls import expect_memory_url
 from cqrs_decor.outbox import (
     OutboxStore,
 )
-from cqrs_decor.store import IdempotencyStore, SchemaAdmin, StoreCard
+from cqrs_decor.store import SchemaAdmin, StoreCard
 
 
 class MemoryStore:

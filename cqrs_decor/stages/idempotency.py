@@ -17,10 +17,10 @@ from cqrs_decor.codec import Codec
 from cqrs_decor.context import MessageContext
 from cqrs_decor.dispatch import Next
 from cqrs_decor.errors import CommitOutcomeUnknownError, IdempotencyKeyReusedError, IdempotentResultError
+from cqrs_decor.idempotency import IdempotencyStore
 from cqrs_decor.messages import NOT_SAID, message_spec
 from cqrs_decor.pipeline import Handling
 from cqrs_decor.stages.retries import TRANSIENT_RETRY
-from cqrs_decor.store import IdempotencyStore
 
 
 class UnknownCommitStage:

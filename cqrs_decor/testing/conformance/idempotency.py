@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import anyio
 import anyio.lowlevel
 
-from cqrs_decor.store import KeptResult, Store
+from cqrs_decor.idempotency import KeptResult
+from cqrs_decor.store import Store
 from cqrs_decor.testing.conformance.kit import Kit, as_test, sample
 
 K = TypeVar("K", bound="IdempotencyStoreConformance")

@@ -4,7 +4,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import IntegrityError
 
-from cqrs_decor.store import KeptResult
+from cqrs_decor.idempotency import KeptResult
 from cqrs_decor.unit_of_work import Transaction
 from cqrs_decor_sqlalchemy.columns import DatabaseNow
 from cqrs_decor_sqlalchemy.database import Database
