@@ -1,4 +1,4 @@
-"""The idempotency seam: what a store remembers of commands that were sent with a key."""
+"""Idempotency keys: what a command that names its wish came to, so that it need not run twice."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -220,8 +220,8 @@ class Running:
     def _stages(self, middlewares: Sequence[Any]) -> tuple[Stage, ...]:
         """The order around every handler, the outermost first. A snapshot test keeps it.
 
-        Retries lie outside the transaction: each attempt has its own. In it the inbox row or the idempotency key comes
-        first; domain events are handled last, by the transaction stage itself.
+        Retries lie outside the transaction: each attempt has its own. The inbox row or the idempotency key comes first
+        in it; domain events are handled last in it, by the transaction stage itself.
         """
         store = self.parts.store
         return (

@@ -14,8 +14,10 @@ from cqrs_decor.memory.inbox import MemoryInbox
 from cqrs_decor.memory.outbox import MemoryOutbox
 from cqrs_decor.memory.transaction import MemoryTransaction
 from cqrs_decor.memory.urls import expect_memory_url
-from cqrs_decor.outbox import OutboxStore
-from cqrs_decor.store import Retention, SchemaAdmin, StoreCard
+from cqrs_decor.outbox import (
+    OutboxStore,
+)
+from cqrs_decor.store import SchemaAdmin, StoreCard
 
 
 class MemoryStore:

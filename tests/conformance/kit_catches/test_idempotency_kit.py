@@ -5,10 +5,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from cqrs_decor.idempotency import IdempotencyStore, KeptResult
 from cqrs_decor.memory import MemoryStore
 from cqrs_decor.memory.idempotency import MemoryIdempotency
 from cqrs_decor.memory.transaction import MemoryTransaction
-from cqrs_decor.store import IdempotencyStore, KeptResult, Store
+from cqrs_decor.store import Store
 from cqrs_decor.testing.conformance import IdempotencyStoreConformance
 from cqrs_decor.unit_of_work import Transaction
 from tests.conformance.kit_catches.test_kit_catches import NOT_LONG, fails
