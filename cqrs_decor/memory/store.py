@@ -17,7 +17,7 @@ from cqrs_decor.memory.urls import expect_memory_url
 from cqrs_decor.outbox import (
     OutboxStore,
 )
-from cqrs_decor.store import SchemaAdmin, StoreCard
+from cqrs_decor.store import Retention, SchemaAdmin, StoreCard
 
 
 class MemoryStore:
