@@ -53,6 +53,7 @@ _INBOX_BY_HAND = """
 
 commands = Registry("benchmark commands")
 consumers = Registry("benchmark consumers")
+optimistic = Registry("benchmark consumers in batches")
 
 
 @commands.command_handler
@@ -75,6 +76,9 @@ async def place_order(command: PlaceOrder, session: AsyncSession) -> int:
 @consumers.event_handler
 async def note_effect(event: OrderPlaced, session: AsyncSession) -> None:
     session.add(Effect(order_id=event.order_id))
+
+
+optimistic.event_handler(optimistic=True)(note_effect)
 
 
 @asynccontextmanager

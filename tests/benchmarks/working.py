@@ -1,4 +1,6 @@
-"""A worker from Kafka to PostgreSQL, inbox row and one insert per message, against the same loop written by hand."""
+"""A worker from Kafka to PostgreSQL, inbox row and one insert per message, against the same loop written by hand: a
+transaction per message, and optimistic batches.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,10 +12,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cqrs_decor import bootstrap
+from cqrs_decor import Registry, bootstrap
 from cqrs_decor.parts import open_broker, open_store
 from tests.benchmarks.figures import Figure, at_least, compared
-from tests.benchmarks.orders import TOPIC, Effect, consumers, database, sessions
+from tests.benchmarks.orders import TOPIC, Effect, consumers, database, optimistic, sessions
 from tests.benchmarks.relaying import envelope_of
 from tests.services import KafkaServer, PostgresServer, running
 from tests.services.fixtures import fresh_name
@@ -26,16 +28,27 @@ async def measure(rounds: int) -> Sequence[Figure]:
         await kafka.create_topic(TOPIC, partitions=12)
         await _publish(kafka)
         async with database(postgres) as engine:
-            pairs = [(await _ours(engine, kafka), await _by_hand(engine, kafka)) for _ in range(max(3, rounds // 2))]
+            rates = [await _round(engine, kafka) for _ in range(max(3, rounds // 2))]
     return [
         compared(
             "worker Kafka -> handler, inbox on PostgreSQL",
-            pairs,
+            [(single, by_hand) for single, _, by_hand in rates],
             other_is="the loop by hand",
             unit="messages/s",
             budget=at_least(0.85),
-        )
+        ),
+        compared(
+            "the same in optimistic batches",
+            [(batches, by_hand) for _, batches, by_hand in rates],
+            other_is="the loop by hand",
+            unit="messages/s",
+            budget=at_least(2),
+        ),
     ]
+
+
+async def _round(engine: AsyncEngine, kafka: KafkaServer) -> tuple[float, float, float]:
+    return await _ours(engine, kafka, consumers), await _ours(engine, kafka, optimistic), await _by_hand(engine, kafka)
 
 
 async def _publish(kafka: KafkaServer) -> None:
@@ -46,9 +59,9 @@ async def _publish(kafka: KafkaServer) -> None:
     await broker.close()
 
 
-async def _ours(engine: AsyncEngine, kafka: KafkaServer) -> float:
+async def _ours(engine: AsyncEngine, kafka: KafkaServer, registry: Registry) -> float:
     app = bootstrap(
-        registry=consumers,
+        registry=registry,
         discover=False,
         database=engine,
         broker=f"kafka://{kafka.bootstrap}",
