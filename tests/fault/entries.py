@@ -19,6 +19,9 @@ from tests.fault.oracle import Sink
 from tests.fault.witnesses import say
 
 TOPIC = os.environ.get("FAULT_TOPIC", "entries")
+ELSEWHERE = os.environ.get("FAULT_ELSEWHERE", TOPIC)
+"""A second topic, where a test has one."""
+
 VERSION = int(os.environ.get("FAULT_VERSION", "1"))
 """Of the event that this process writes and reads: an older or newer release of the same application."""
 
@@ -26,12 +29,13 @@ registry = Registry("fault")
 
 
 class Write(Command[int]):
-    """Write an entry; returns its number. A silent one emits nothing."""
+    """Write an entry; returns its number. A silent one emits nothing; `elsewhere` is another topic."""
 
     entry: str
     aggregate: int
     note: str
     silent: bool = False
+    elsewhere: bool = False
 
 
 class Written(IntegrationEvent, topic=TOPIC, key="aggregate", name="fault.written", version=VERSION):
@@ -39,6 +43,12 @@ class Written(IntegrationEvent, topic=TOPIC, key="aggregate", name="fault.writte
     aggregate: int
     number: int
     note: str = "written before there were notes"
+
+
+class WrittenElsewhere(IntegrationEvent, topic=ELSEWHERE, key="aggregate", name="fault.written-elsewhere"):
+    entry: str
+    aggregate: int
+    number: int
 
 
 class PoisonError(Exception):
@@ -79,6 +89,9 @@ async def write(command: Write, session: AsyncSession, publish: unsafe.PublishDi
         text("INSERT INTO ledger (entry, aggregate, number) VALUES (:entry, :aggregate, :number)"),
         {**values, "number": number},
     )
+    if command.elsewhere:
+        emit(WrittenElsewhere(entry=command.entry, aggregate=command.aggregate, number=number or 0))
+        return number or 0
     event = Written(entry=command.entry, aggregate=command.aggregate, number=number or 0, note=command.note)
     if publish.wanted:
         await publish(event, TOPIC, str(event.aggregate))
@@ -94,7 +107,17 @@ async def apply(event: Written, session: AsyncSession, context: MessageContext, 
         await _apply(event, session, context, conduct)
 
 
-async def _apply(event: Written, session: AsyncSession, context: MessageContext, conduct: Conduct) -> None:
+@registry.event_handler(name="apply-elsewhere")
+async def apply_elsewhere(
+    event: WrittenElsewhere, session: AsyncSession, context: MessageContext, conduct: Conduct
+) -> None:
+    with conduct.sink.span("run", event.entry):
+        await _apply(event, session, context, conduct)
+
+
+async def _apply(
+    event: Written | WrittenElsewhere, session: AsyncSession, context: MessageContext, conduct: Conduct
+) -> None:
     await anyio.sleep(conduct.slow_s)
     conduct.harm(event.entry)
     await session.execute(
@@ -110,7 +133,7 @@ class NoteDelivery:
         self._sink = sink
 
     async def __call__(self, message: Any, call_next: CallNext) -> Any:
-        if isinstance(message, Written):
+        if isinstance(message, Written | WrittenElsewhere):
             context = MessageContext.current()
             self._sink.note(context.id, message.entry, message.aggregate, message.number, context.attempt)
         return await call_next(message)

@@ -15,6 +15,9 @@ MORE_FILES = 30
 
 MORE_MEMORY = 48 * 1024 * 1024
 
+MORE_SESSIONS = 20
+"""The same, as the database sees it: a session that it still has for a process that is gone is not among those."""
+
 SHOWN = 8
 """So many ids are named, and the rest counted."""
 
@@ -157,6 +160,20 @@ def nothing_grows(name: str, before: Footprint, after: Footprint) -> None:
     """I8: files and memory are flat. Pools and caches that fill are no growth: what is allowed is generous."""
     if after.files > before.files + MORE_FILES or after.memory > before.memory + MORE_MEMORY:
         raise InvariantBrokenError(f"I8 grown: {name} had {before} and has {after}.")
+
+
+def no_session_is_left_behind(before: int, after: int) -> None:
+    """I8: the database has no more sessions than it had; each that a broken connection leaves behind takes memory."""
+    if after > before + MORE_SESSIONS:
+        raise InvariantBrokenError(f"I8 grown: the database had {before} sessions and has {after}.")
+
+
+def faults_are_visible(who: str, moment: str, told: int, action: str, logged: int) -> None:
+    """I9: an observer was told, and the log has a line that an alert can be made of."""
+    if not told:
+        raise InvariantBrokenError(f"I9 unseen: {who} told no observer of {moment}.")
+    if not logged:
+        raise InvariantBrokenError(f"I9 unseen: {who} logged no line with action={action}.")
 
 
 def nothing_is_stranded(left: Left, *, parked: int = 0) -> None:

@@ -170,6 +170,11 @@ class Ledger:
         parked = await self._count("SELECT count(*) FROM cqrs_outbox_parked")
         return parked + await self._count("SELECT count(*) FROM cqrs_inbox_parked")
 
+    async def sessions(self) -> int:
+        """Of clients, on this database; 0 where a file has none."""
+        query = _SESSIONS.get(self._engine.dialect.name)
+        return 0 if query is None else await self._count(query)
+
     async def log_published(self) -> int:
         return await self._count("SELECT coalesce(sum(next_position - 1), 0) FROM cqrs_log_lane")
 
@@ -187,6 +192,12 @@ class Ledger:
         async with self._engine.connect() as connection:
             return (await connection.execute(text(query))).all()
 
+
+_SESSIONS = {
+    "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()",
+    "mysql": "SELECT count(*) FROM information_schema.processlist WHERE db = database()",
+    "mariadb": "SELECT count(*) FROM information_schema.processlist WHERE db = database()",
+}
 
 _BUSINESS = (
     "CREATE TABLE aggregate (id INTEGER PRIMARY KEY, number INTEGER NOT NULL)",

@@ -13,6 +13,13 @@ SESSION_S = 3
 BATCH = 20
 PREFETCH = 40
 
+IN_FLIGHT = 5 * BATCH
+"""What one process has in hand at most: so much is in a relay between claim and settlement. Of an `all`, three of the
+five batches can have reached the broker; what its worker has received and not acknowledged makes up for the others.
+"""
+
+assert 3 * BATCH + PREFETCH <= IN_FLIGHT
+
 SETTINGS: dict[str, Any] = {
     "lease_s": LEASE_S,
     "publish_timeout_s": LEASE_S * 0.6,

@@ -7,9 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import anyio
 import psutil
+from anyio import to_thread
 
 from tests.fault.nursery import Birth, nursery
 from tests.services.server import wait_until
@@ -67,6 +70,10 @@ class Victim:
         """What an observer in it was told of this moment, where the facts are as given (I9: the fault is visible)."""
         told = [each for each in self.said("moment") if each["name"] == moment]
         return [each for each in told if all(each[name] == value for name, value in facts.items())]
+
+    async def asks_ready(self) -> dict[str, Any]:
+        """What it answers to `GET /ready` (start it with `--health`)."""
+        return await to_thread.run_sync(_answer, f"http://{self.said('health')[0]}/ready")
 
     async def notices(self, moment: str, *, times: int = 1, limit_s: float = 30, **facts: Any) -> None:
         """Wait until an observer in it was told of this moment."""
@@ -152,6 +159,14 @@ class Victim:
             return False
 
         await until(holds_or_ended, f"{self.name}: {what}", limit_s, self.log)
+
+
+def _answer(url: str) -> dict[str, Any]:
+    try:
+        with urlopen(url, timeout=10) as answer:
+            return json.load(answer)
+    except HTTPError as refusal:  # 503, with the reasons in its body
+        return json.load(refusal)
 
 
 async def until(

@@ -42,6 +42,7 @@ class Proxy:
 
         cut            resets every connection (RST); new ones are fine
         refuse         and nobody listens any more, until `heal`
+        turn_away      the same to a client, but each that comes is counted first
         stall          nothing is forwarded, either way; it all arrives after `heal`
         half_open      takes what is sent and drops it; no answer, no FIN, as behind a firewall that forgot us
         lose_replies   requests arrive, answers are dropped: "acknowledgements lost"
@@ -61,6 +62,8 @@ class Proxy:
         self._drops_requests = False
         self._drops_replies = False
         self._delay_s = 0.0
+        self._turns_away = False
+        self._tries = 0
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy to {target}", daemon=True)
@@ -87,6 +90,9 @@ class Proxy:
     def refuse(self) -> None:
         self._run(self._refuse)
 
+    def turn_away(self) -> None:
+        self._run(self._turn_away)
+
     def stall(self) -> None:
         self._run(partial(self._behave, forwards=False))
 
@@ -106,6 +112,10 @@ class Proxy:
 
     def connections(self) -> int:
         return self._run(self._count)
+
+    def tries(self) -> int:
+        """How often somebody has tried to connect so far."""
+        return self._tries
 
     def requests(self) -> int:
         """How many bytes clients have sent on the connections that are there."""
@@ -129,6 +139,10 @@ class Proxy:
             self._server = None
         await self._cut(None)
 
+    async def _turn_away(self) -> None:
+        self._turns_away = True
+        await self._cut(None)
+
     async def _behave(
         self,
         *,
@@ -145,6 +159,7 @@ class Proxy:
 
     async def _heal(self) -> None:
         await self._behave()
+        self._turns_away = False
         for link in [link for link in self._links if link.swallowed]:
             self._reset(link)
         await self._listen()
@@ -169,6 +184,10 @@ class Proxy:
         await asyncio.gather(*pumps, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        self._tries += 1
+        if self._turns_away:
+            _abort(client)
+            return
         try:
             answers, server = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:

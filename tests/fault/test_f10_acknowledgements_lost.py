@@ -32,7 +32,8 @@ async def test_a_batch_whose_acknowledgement_was_lost_is_repeated_without_a_seco
     await world.quiet()
 
     await world.check()
-    assert relay.is_alive
+    world.shows(relay, "ConnectionChanged", "connection_lost", part="the broker", up=False)
+    world.shows(relay, "ConnectionChanged", "connection_back", part="the broker", up=True)
 
 
 @pytest.mark.parametrize("world", ["postgres-kafka"], indirect=True)
@@ -51,7 +52,7 @@ async def test_connections_to_the_broker_that_are_cut_under_load_cost_nothing(wo
     await world.quiet()
 
     await world.check()
-    assert running.is_alive
+    world.shows(running, "ConnectionChanged", "connection_lost", part="the broker", up=False)
 
 
 @pytest.mark.negative_control

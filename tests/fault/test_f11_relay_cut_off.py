@@ -30,6 +30,8 @@ async def test_a_relay_that_has_lost_its_database_falls_silent_before_another_be
     await world.quiet()
 
     await world.check()
+    world.shows(cut_off, "ConnectionChanged", "connection_lost", up=False)
+    world.shows(successor, "CrashSuspected", "crash_suspected", part="relay")
     assert len(cut_off.said("published")) <= published + 2, "it settled what was another's"
 
 

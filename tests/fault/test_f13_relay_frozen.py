@@ -31,7 +31,7 @@ async def test_late_writes_of_a_relay_that_stood_still_are_refused(world: World)
 
     await world.check()
     world.no_lane_was_in_two_hands()
-    assert frozen.logged("fence_rejected")
+    world.shows(frozen, "FenceRejected", "fence_rejected")
 
 
 @pytest.mark.negative_control

@@ -16,12 +16,13 @@ async def test_a_slow_consumer_keeps_its_place_and_its_size(world: World) -> Non
     relay = world.start("relay")
     slow = world.start("work", "--slow", "0.1")
     await world.handles(10)
-    world.watch(slow)
+    await world.watch(slow)
     await sender.ends_well()
     assert await world.unacknowledged() > PREFETCH, "the consumer kept up: this run proves nothing"
     await world.quiet(limit_s=90)
 
     await world.check(at_most_repeats=0)
+    assert slow.moments("PartitionsPaused"), "nobody was told that it is full"
     assert relay.is_alive
 
 

@@ -16,11 +16,12 @@ async def test_a_relay_killed_in_the_middle_of_a_batch_costs_nothing(world: Worl
     assert await world.ledger.pending() > 0
     world.kill(victim)
 
-    world.start("all")
+    successor = world.start("all")
     await sender.ends_well()
     await world.quiet()
 
     await world.check()
+    world.shows(successor, "CrashSuspected", "crash_suspected", part="relay")
     assert len(await world.ledger.committed()) == 120
 
 

@@ -10,6 +10,9 @@ from tests.fault.processes import until
 from tests.fault.setups import wide
 from tests.fault.world import World
 
+SOME_ELSEWHERE = ("--elsewhere", "[0, 1]")
+"""What becomes of these aggregates is told on a topic of its own."""
+
 TOO_LARGE = json.dumps({"send0-59": 2_000_000})
 
 
@@ -29,7 +32,7 @@ async def test_a_record_that_is_too_large_is_parked_and_costs_the_others_nothing
     await world.quiet()
 
     await world.check(parked=1, unhandled=1)
-    assert sum(batch["parked"] for batch in relay.moments("BatchPublished")) == 1
+    world.shows(relay, "BatchPublished", "record_parked", parked=1)
 
 
 @pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log", "mariadb-log", "sqlite-log")], indirect=True)
@@ -42,6 +45,33 @@ async def test_only_what_was_refused_is_tried_again_and_holds_back_its_key(world
 
     await world.check(at_most_repeats=0)
     assert sum(batch["rescheduled"] for batch in relay.moments("BatchPublished")) > 0, "nothing was refused"
+    world.shows(relay, "BatchPublished", "record_rescheduled")
+
+
+@pytest.mark.parametrize("world", ["postgres-kafka"], indirect=True)
+async def test_a_topic_that_is_gone_holds_up_no_other(world: World) -> None:
+    """Somebody deletes a topic by mistake. What goes there waits until it is there again; all else goes on."""
+    await world.open_second_topic()
+    running = world.start("all")
+    first = world.start_sending(40, *SOME_ELSEWHERE)
+    await first.ends_well()
+    await world.handles(40)
+    await world.delete_second_topic()
+    second = world.start_sending(60, *SOME_ELSEWHERE)
+    await second.ends_well()
+    entries = [each for each in await world.ledger.committed() if each.entry.startswith(second.name)]
+    stuck = [each for each in entries if each.aggregate < 2]
+    assert stuck
+    await world.handles(40 + len(entries) - len(stuck))
+    assert await world.ledger.pending() == len(stuck)
+
+    await world.open_second_topic()
+    await world.handles(100)
+    await world.quiet()
+
+    await world.check()
+    world.shows(running, "BatchPublished", "record_rescheduled")
+    assert sum(batch["rescheduled"] for batch in running.moments("BatchPublished")) > 0
 
 
 @pytest.mark.negative_control

@@ -25,7 +25,7 @@ async def test_a_message_newer_than_its_reader_is_parked_until_the_reader_is_new
     await until(partial(_parked, world, 10), "the newer ones were parked", 30, world.logs)
     await world.quiet()
     await world.check(parked=10, unhandled=10)
-    assert old.logged("message_parked")
+    world.shows(old, "MessageConsumed", "message_parked", outcome="parked")
     world.kill(old)
 
     world.start("all", version=2)
@@ -48,11 +48,12 @@ async def test_relays_of_two_releases_share_the_work(world: World) -> None:
     await old.freezes()
     assert await world.ledger.pending() > 0
     world.kill(old)
-    world.start("relay", version=2)
+    new = world.start("relay", version=2)
     world.start("work")
     await world.quiet()
 
     await world.check()
+    world.shows(new, "CrashSuspected", "crash_suspected", part="relay")
 
 
 @pytest.mark.negative_control

@@ -18,7 +18,7 @@ async def test_on_a_full_disk_business_and_outbox_rows_fail_together(world: Worl
     running = world.start("all")
     sender = world.start_sending(400, pause_s=0.005)
     await world.handles(30)
-    world.watch(running)
+    await world.watch(running)
     await world.has_work_in_hand()
     world.deal("disk full", cuts_off=2)
     filler = disk / "filler"
@@ -55,7 +55,8 @@ async def test_without_a_free_connection_everything_waits_and_goes_on_by_itself(
     await world.quiet()
 
     await world.check()
-    assert running.logged("connection_lost")
+    world.shows(running, "ConnectionChanged", "connection_lost", up=False)
+    world.shows(running, "ConnectionChanged", "connection_back", up=True)
 
 
 @pytest.mark.negative_control

@@ -22,11 +22,12 @@ async def test_kills_behind_a_pooler_cost_nothing(world: World) -> None:
         assert await world.in_flight() > 0
         world.kill(victim)
 
-    world.start("all")
+    successor = world.start("all")
     await sender.ends_well()
     await world.quiet()
 
     await world.check()
+    world.shows(successor, "CrashSuspected", "crash_suspected")
     assert len(await world.ledger.committed()) == 240
 
 
@@ -50,7 +51,8 @@ async def test_a_pooler_that_is_killed_and_started_again_needs_no_restart_of_our
     await world.quiet()
 
     await world.check()
-    assert running.logged("connection_back")
+    world.shows(running, "ConnectionChanged", "connection_lost", up=False)
+    world.shows(running, "ConnectionChanged", "connection_back", up=True)
 
 
 @pytest.mark.parametrize("world", ["bouncer-kafka"], indirect=True)
@@ -63,6 +65,7 @@ async def test_wake_ups_that_do_not_work_are_found_by_a_probe(world: World) -> N
     await world.quiet()
 
     await world.check()
+    world.shows(running, "WakeUpChanged", "wake_ups_degraded", works=False)
 
 
 @pytest.mark.negative_control

@@ -16,8 +16,10 @@ from tests.fault.world import World
 
 ROWS = 50_000 if WIDE else 8_000
 
-GROWN = 1.5
-"""A table that has kept its rows has twice the size."""
+KEPT, GROWN = 1.15, 1.85
+"""A table that has kept its rows has twice the size; one that uses the room again keeps its size, but for an index
+page here and there.
+"""
 
 
 @pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log")], indirect=True)
@@ -30,7 +32,7 @@ async def test_a_second_burst_does_not_grow_the_table(world: World) -> None:
     await world.ledger.vacuum("cqrs_outbox")
     await _burst(world)
 
-    assert await world.ledger.value(_SIZE) < first * GROWN
+    assert await world.ledger.value(_SIZE) < first * KEPT
     assert await world.positions.published() == 1 + 2 * ROWS
     assert relay.is_alive
 

@@ -15,11 +15,12 @@ async def test_a_relay_killed_before_it_settles_repeats_and_the_inbox_drops_the_
     assert await world.positions.published() > 0
     world.kill(victim)
 
-    world.start("all")
+    successor = world.start("all")
     await sender.ends_well()
     await world.quiet()
 
     await world.check()
+    world.shows(successor, "CrashSuspected", "crash_suspected", part="relay")
     assert await world.positions.published() > len(await world.ledger.committed()), "the kill caused no repeat"
 
 

@@ -15,11 +15,12 @@ async def test_a_worker_killed_between_commit_and_acknowledgement_has_one_effect
     assert await world.effects_not_acknowledged() > 0
     world.kill(victim)
 
-    world.start("all")
+    successor = world.start("all")
     await sender.ends_well()
     await world.quiet()
 
     await world.check()
+    world.shows(successor, "CrashSuspected", "crash_suspected", part="worker")
     assert len(world.deliveries()) > len(await world.ledger.effects()), "nothing was delivered again"
 
 

@@ -14,7 +14,7 @@ async def test_a_database_that_is_killed_and_started_again_needs_no_restart_of_o
     sender = world.start_sending(600)
     running = world.start("all")
     await world.handles(30)
-    world.watch(running)
+    await world.watch(running)
     assert await world.in_flight() > 0
     await world.kill_database()
     await sender.says("failed", times=10)
@@ -27,8 +27,8 @@ async def test_a_database_that_is_killed_and_started_again_needs_no_restart_of_o
     await world.quiet()
 
     await world.check()
-    assert running.logged("connection_lost")
-    assert running.logged("connection_back")
+    world.shows(running, "ConnectionChanged", "connection_lost", up=False)
+    world.shows(running, "ConnectionChanged", "connection_back", up=True)
     await world.stop(running)
 
 

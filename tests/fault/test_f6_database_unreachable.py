@@ -7,20 +7,35 @@ from tests.fault.invariants import InvariantBrokenError
 from tests.fault.setups import LASTS_S, wide
 from tests.fault.world import World
 
+BACKED_OFF_S = 2.0
+"""Waits between two tries double from a tenth of a second to a second."""
+
+LOOPS = 4
+"""Of a process that ask the database by themselves: claims, lanes and wake-ups of the relay, and the worker."""
+
 
 @pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log", "mariadb-log")], indirect=True)
 async def test_a_database_that_is_away_for_a_while_is_asked_once_a_second_and_then_used_again(world: World) -> None:
-    """Tens of processes that all ask as fast as they can are the second outage, when the first one is over."""
+    """Tens of processes that all ask as fast as they can are the second outage, when the first one is over.
+
+    Commands reach the database and go on; relay and worker do not. Health says so: this process gets no more traffic.
+    """
     proxy = world.proxy_to_database()
-    sender = world.start_sending(400)
-    running = world.start("all")
+    running = world.start("all", "--health")
+    world.reach_directly()
+    sender = world.start_sending(600, pause_s=0.01)
     await world.handles(30)
-    world.watch(running)
-    assert await world.in_flight() > 0
+    await world.watch(running)
+    assert (await running.asks_ready())["status"] == "ready"
+    await world.has_work_in_hand()
     world.deal("database unreachable", cuts_off=2)
-    proxy.refuse()
+    proxy.turn_away()
     await running.notices("ConnectionChanged", up=False)
+    await anyio.sleep(BACKED_OFF_S)
+    tried = proxy.tries()
     await anyio.sleep(LASTS_S)
+    tries_a_second = (proxy.tries() - tried) / LASTS_S
+    degraded = await running.asks_ready()
     proxy.heal()
     world.fault_is_over()
 
@@ -29,9 +44,12 @@ async def test_a_database_that_is_away_for_a_while_is_asked_once_a_second_and_th
     await world.quiet()
 
     await world.check()
-    assert len(running.moments("ConnectionChanged", up=False)) <= 4, "an outage is said once by each part, not each try"
-    assert running.moments("ConnectionChanged", up=True)
-    assert running.logged("connection_lost")
+    assert 0 < tries_a_second <= LOOPS * 1.5, f"{tries_a_second:.1f} tries a second"
+    assert degraded["status"] == "degraded"
+    assert "the outbox is away" in degraded["reasons"]
+    assert len(running.moments("ConnectionChanged", up=False)) <= LOOPS, "an outage is said once by each, not each try"
+    world.shows(running, "ConnectionChanged", "connection_lost", up=False)
+    world.shows(running, "ConnectionChanged", "connection_back", up=True)
 
 
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
@@ -54,7 +72,8 @@ async def test_a_database_that_falls_silent_is_given_up_and_found_again(world: W
     await world.quiet()
 
     await world.check()
-    assert running.is_alive
+    world.shows(running, "ConnectionChanged", "connection_lost", up=False)
+    world.shows(running, "ConnectionChanged", "connection_back", up=True)
 
 
 @pytest.mark.negative_control

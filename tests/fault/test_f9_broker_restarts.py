@@ -14,7 +14,7 @@ async def test_a_worker_subscribes_again_after_the_broker_was_restarted(world: W
     sender = world.start_sending(400)
     running = world.start("all", "--slow", "0.02")
     await world.handles(30)
-    world.watch(running)
+    await world.watch(running)
     assert await world.unacknowledged() > 0
     await world.kill_broker()
     await world.start_broker()
@@ -24,7 +24,8 @@ async def test_a_worker_subscribes_again_after_the_broker_was_restarted(world: W
     await world.quiet()
 
     await world.check()
-    assert running.logged("connection_lost")
+    world.shows(running, "ConnectionChanged", "connection_lost", part="the broker", up=False)
+    world.shows(running, "ConnectionChanged", "connection_back", part="the broker", up=True)
 
 
 @pytest.mark.negative_control

@@ -23,6 +23,11 @@ from typing import Any
 import anyio
 
 from cqrs_decor import App, Settings, bootstrap
+from cqrs_decor.cli.health_server import served
+from cqrs_decor.clock import SystemClock
+from cqrs_decor.counters import Counters
+from cqrs_decor.health import Health
+from cqrs_decor.observers import Observer
 from cqrs_decor.testing import faults
 from tests.fault import unsafe
 from tests.fault.entries import Conduct, NoteDelivery, Write, Written, registry
@@ -38,15 +43,17 @@ async def send(options: argparse.Namespace) -> None:
     """
     chosen = random.Random(options.seed)
     numbered = [f"{options.name}-{number}" for number in range(options.count)]
+    aggregates = [chosen.randrange(*options.aggregates) for _ in numbered]
     entries = iter(
         [
             Write(
                 entry=entry,
-                aggregate=chosen.randrange(*options.aggregates),
+                aggregate=aggregate,
                 note="x" * options.big.get(entry, 1),
                 silent=options.in_two_transactions,
+                elsewhere=aggregate in options.elsewhere,
             )
-            for entry in numbered
+            for entry, aggregate in zip(numbered, aggregates, strict=True)
         ]
     )
     async with _app(options, "none") as app, anyio.create_task_group() as tasks:
@@ -77,14 +84,18 @@ async def run(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, told_to_stop.set)
     loop.add_signal_handler(signal.SIGUSR1, _log_where_all_tasks_are)
-    async with _app(options, {"relay": "relay", "work": "worker", "all": "all"}[options.role]):
-        say(started=options.role)
-        await told_to_stop.wait()
+    counters = Counters()
+    async with _app(options, {"relay": "relay", "work": "worker", "all": "all"}[options.role], counters) as app:
+        health = Health(app, SystemClock(), counters)
+        health.note_started()
+        async with served(health, host="127.0.0.1", port=0 if options.health else None) as address:
+            say(started=options.role, health=address)
+            await told_to_stop.wait()
     say(ended=options.name)
 
 
 @asynccontextmanager
-async def _app(options: argparse.Namespace, loops: Any) -> AsyncGenerator[App]:
+async def _app(options: argparse.Namespace, loops: Any, *observers: Observer) -> AsyncGenerator[App]:
     sink = Sink(options.sink)
     store = store_at(options.database, pooled=options.pooler)
     broker = broker_at(options.broker, store)
@@ -98,7 +109,7 @@ async def _app(options: argparse.Namespace, loops: Any) -> AsyncGenerator[App]:
         discover=False,
         run=loops,
         middlewares=[NoteDelivery(sink)],
-        observers=[SayMoments()],
+        observers=[SayMoments(), *observers],
         settings=Settings(**{**SETTINGS, **options.set}),
     )
     app.container.register(unsafe.PublishDirectly, instance=unsafe.publish_directly(options.unsafe, broker))
@@ -125,11 +136,13 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--aggregates", type=int, nargs=2, default=(0, 1), metavar=("FROM", "TO"))
     parser.add_argument("--in-two-transactions", action="store_true", help="publish what was committed before")
+    parser.add_argument("--elsewhere", type=json.loads, default=(), help="aggregates with another topic: [0, 3]")
     parser.add_argument("--pause", type=float, default=0.0, metavar="SECONDS", help="after each entry")
     parser.add_argument("--big", type=json.loads, default={}, help='notes of so many bytes: {"send0-9": 2000000}')
     parser.add_argument("--refuse", type=int, default=0, metavar="BATCHES", help="so many are refused in part")
     parser.add_argument("--freeze-while-publishing", metavar="BATCH:STEPS")
     parser.add_argument("--unsafe", choices=unsafe.WAYS)
+    parser.add_argument("--health", action="store_true", help="answer probes, at an address that is told")
     parser.add_argument("--set", type=json.loads, default={}, help="settings over those of a victim, as JSON")
     parser.add_argument("--pooler", action=argparse.BooleanOptionalAction, help="the database is behind PgBouncer")
     parser.add_argument("--slow", type=float, default=0.0, metavar="SECONDS", help="what each run of the handler takes")

@@ -27,6 +27,8 @@ from tests.fault.invariants import (
     InvariantBrokenError,
     Left,
     effects_happen_once,
+    faults_are_visible,
+    no_session_is_left_behind,
     nothing_grows,
     nothing_is_lost,
     nothing_is_stranded,
@@ -37,7 +39,7 @@ from tests.fault.invariants import (
     there_are_no_ghosts,
 )
 from tests.fault.oracle import KafkaPositions, Ledger, LogPositions, Sink
-from tests.fault.parts import BATCH, LEASE_S, PREFETCH, broker_at
+from tests.fault.parts import IN_FLIGHT, LEASE_S, broker_at
 from tests.fault.processes import Footprint, Victim, until
 from tests.fault.proxy import Proxy
 from tests.fault.samples import Sampler
@@ -49,11 +51,6 @@ AGGREGATES = 7
 QUIET_LIMIT_S = 60
 RECOVERY_S = (LEASE_S + 5.0) * (1 if WIDE else 3)
 """The bound of I6. Long runs have the machine for themselves; what runs with each change may have to share it."""
-
-IN_FLIGHT = 3 * BATCH + PREFETCH
-"""What one process can have in hand: three batches of its relay between claim and settlement, and what its worker has
-received and not acknowledged.
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +132,8 @@ class World:
         self._sink = folder / "sink.db"
         self._victims: list[Victim] = []
         self._watched: list[tuple[Victim, Footprint]] = []
+        self._sessions: int | None = None
+        self._elsewhere: str | None = None
         self._proxies = ExitStack()
         self._sampling: asyncio.Task[None] | None = None
 
@@ -223,9 +222,20 @@ class World:
         for victim in self._victims:
             victim.clear_away()
 
-    def watch(self, victim: Victim) -> None:
-        """From now on it must not grow (I8). Call it once it has done some work."""
+    async def watch(self, victim: Victim) -> None:
+        """From now on it must not grow (I8), nor what the database has of it. Call it once it has done some work."""
         self._watched.append((victim, victim.footprint()))
+        self._sessions = await self.ledger.sessions()
+
+    def shows(self, victim: Victim, moment: str, action: str, **facts: Any) -> None:
+        """The fault is visible (I9): this moment, where the facts are as given, and this action in the log."""
+        try:
+            told = len(victim.moments(moment, **facts))
+            faults_are_visible(victim.name, moment, told, action, victim.logged(action))
+        except InvariantBrokenError as error:
+            self.course.violations.append(str(error))
+            error.add_note(victim.log())
+            raise
 
     def logs(self) -> str:
         return "\n".join(victim.log() for victim in self._victims)
@@ -240,6 +250,8 @@ class World:
     ) -> Victim:
         name = f"{role}{len(self._victims)}"
         environment: Mapping[str, str] = {"FAULT_TOPIC": self.setup.topic, "FAULT_VERSION": str(version)}
+        if self._elsewhere is not None:
+            environment = {**environment, "FAULT_ELSEWHERE": self._elsewhere}
         if freeze_at is not None:
             environment = {**environment, **freeze_environment(freeze_at[0], after=freeze_at[1])}
         where = ["--database", self._database, "--broker", self._broker, "--sink", str(self._sink)]
@@ -263,6 +275,17 @@ class World:
         """From now on the time until recovery is counted (I6)."""
         if self.course.blows:
             self.course.over_at = time.monotonic()
+
+    async def open_second_topic(self) -> None:
+        """Victims that are started from now on know it: `--elsewhere` says what goes there."""
+        self._elsewhere = f"{self.setup.topic}-elsewhere"
+        await self._kafka().create_topic(self._elsewhere)
+        self.fault_is_over()
+
+    async def delete_second_topic(self) -> None:
+        assert self._elsewhere is not None
+        self.deal("a topic deleted", cuts_off=0)
+        await self._kafka().delete_topic(self._elsewhere)
 
     def proxy_to_database(self) -> Proxy:
         """Victims that are started from now on reach the database through it."""
@@ -307,14 +330,16 @@ class World:
         self.fault_is_over()
 
     async def kill_broker(self) -> None:
-        assert self.setup.kafka is not None
         self.deal("kill broker", cuts_off=len(self._victims))
-        await to_thread.run_sync(self.setup.kafka[0].kill)
+        await to_thread.run_sync(self._kafka().kill)
 
     async def start_broker(self) -> None:
-        assert self.setup.kafka is not None
-        await to_thread.run_sync(self.setup.kafka[0].start)
+        await to_thread.run_sync(self._kafka().start)
         self.fault_is_over()
+
+    def _kafka(self) -> KafkaServer:
+        assert self.setup.kafka is not None, "a log table is reached through the database"
+        return self.setup.kafka[0]
 
     def _database_server(self) -> Server:
         assert self.setup.database_server is not None, "a file is served by nobody"
@@ -476,6 +501,8 @@ class World:
         self._check_recovery()
         for victim, before in self._watched:
             nothing_grows(victim.name, before, victim.footprint())
+        if self._sessions is not None:
+            no_session_is_left_behind(self._sessions, await self.ledger.sessions())
 
     def _check_recovery(self) -> None:
         if self.course.over_at is not None:

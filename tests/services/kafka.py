@@ -101,6 +101,17 @@ class KafkaServer(Server):
             if code != 0:
                 raise RuntimeError(f"Kafka refused to create topic {topic_name!r}: {message or code}")
 
+    async def delete_topic(self, name: str) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await admin.start()
+        try:
+            response = await admin.delete_topics([name])
+        finally:
+            await admin.close()
+        for topic_name, code in response.topic_error_codes:
+            if code != 0:
+                raise RuntimeError(f"Kafka refused to delete topic {topic_name!r}: {code}")
+
     def _prepare(self) -> None:
         self._settings_file.write_text("".join(f"{name}={value}\n" for name, value in self._settings().items()))
         if self._data.exists():
