@@ -50,6 +50,8 @@ class CleanUp:
                 if not rows:
                     break
                 deleted += rows
+        if deleted < limit:  # all is done: an operator's purge, that comes next, need not wait for the end of the lease
+            await self._database.write(self._lease.give_back)
         return deleted
 
     async def _chunk(self, sweep: Sweep, retention: Retention, limit: int) -> int | None:
@@ -83,6 +85,9 @@ class _CleanersLease:
             .where(*mine, or_(members.seen_until <= DatabaseNow(), members.seen_until == known))
             .values(seen_until=DatabaseLater("seconds"))
         )
+        self._end = (
+            update(tables.members).where(*mine, members.seen_until == known).values(seen_until=DatabaseNow())
+        )
         self._look = select(members.seen_until).where(*mine)
         self._add = _insert_unless_there(tables.members, dialect).values(
             owner=_CLEANER, kind=_CLEANER, seen_until=DatabaseNow()
@@ -97,6 +102,10 @@ class _CleanersLease:
             return None
         await connection.execute(self._add)
         return await self.take(connection)
+
+    async def give_back(self, connection: AsyncConnection) -> None:
+        """End it in this transaction; that of another process is left alone."""
+        await connection.execute(self._end, {"known": self.until})
 
     async def _extended(self, connection: AsyncConnection) -> bool:
         values = {"known": self.until, "seconds": _LEASE.total_seconds()}

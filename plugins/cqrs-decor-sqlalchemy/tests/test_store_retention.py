@@ -95,6 +95,21 @@ async def test_one_process_cleans_for_all(server_url: str) -> None:
     await other.close()
 
 
+async def test_a_process_that_is_done_is_in_nobodys_way(server_url: str) -> None:
+    """Workers sweep each minute. An operator's purge that found their lease would delete nothing, and say so as if
+    there were nothing.
+    """
+    worker, operator = SqlAlchemyStore.from_url(server_url), SqlAlchemyStore.from_url(server_url)
+    await worker.schema.upgrade()
+    await had(worker, {"m1": 5, "m2": 3})
+
+    assert await worker.clean_up(Retention(inbox=30 * DAY), 10) == 0
+    assert await operator.clean_up(Retention(inbox=4 * DAY), 10) == 1
+    assert await worker.clean_up(Retention(inbox=2 * DAY), 10) == 1
+    await worker.close()
+    await operator.close()
+
+
 async def test_many_that_begin_at_once_agree_on_one(server_url: str) -> None:
     """All instances start together after a deployment, on a database that no cleaner has been at."""
     stores = [SqlAlchemyStore.from_url(server_url) for _ in range(5)]
