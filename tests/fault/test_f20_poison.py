@@ -59,7 +59,7 @@ async def test_what_comes_behind_a_parked_message_of_its_key_waits_and_follows_i
     await world.quiet()
     behind = await _from_on(world, "send0-5")
     await world.check(parked=len(behind), unhandled=len(behind))
-    world.shows(victim, "MessagesHeld", "message_held")
+    world.shows(victim, "MessagesHeld", "message_parked")
 
     await world.stop(victim)
     world.start("all")
