@@ -53,7 +53,7 @@ def drawn(runs: Sequence[Run]) -> str:
         kills=sum(len(run.blows) for run in runs),
         failed=sum(run.failed is not None for run in runs),
         entries=sum(run.committed for run in runs),
-        scenarios="".join(map(_row, kept)),
+        scenarios="".join(_row(group, _controls_of(group[0].fault, broken)) for group in kept),
         controls="".join(map(_control_row, broken)),
         courses="".join(map(_course, kept)),
     )
@@ -70,7 +70,16 @@ def _number(fault: str) -> int:
     return int(fault[1:]) if fault[1:].isdigit() else 99
 
 
-def _row(group: Sequence[Run]) -> str:
+def _controls_of(fault: str, controls: Sequence[Sequence[Run]]) -> str:
+    """What the negative controls of a fault came to, as one cell."""
+    own = [group for group in controls if group[0].fault == fault]
+    missed = [group for group in own if any(run.failed is not None for run in group)]
+    if not own:
+        return "none was run"
+    return f"{len(missed)} of {len(own)} not found out" if missed else f"{len(own)} of {len(own)} found out"
+
+
+def _row(group: Sequence[Run], controls: str) -> str:
     recoveries = [run.recovery_s for run in group if run.recovery_s is not None]
     recovery = f"{median(recoveries):.1f} / {max(recoveries):.1f} s" if recoveries else "none to measure"
     failed = [run for run in group if run.failed is not None]
@@ -84,6 +93,7 @@ def _row(group: Sequence[Run]) -> str:
         f"{sum(run.committed for run in group):,}",
         f"{sum(max(run.delivered - run.committed, 0) for run in group):,}",
         recovery,
+        escape(controls),
         escape(told),
     ]
     return _tr(cells, bad=bool(failed))
@@ -181,7 +191,7 @@ table {{ border-collapse: collapse; width: 100%; font-size: 13px }}
 th, td {{ text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #dde3ea; vertical-align: top }}
 th {{ position: sticky; top: 0; background: #f3f6f9 }}
 tr.bad td {{ background: #fde8e6 }}
-td:nth-child(n+4):nth-child(-n+8) {{ white-space: nowrap }}
+td:nth-child(n+4):nth-child(-n+9) {{ white-space: nowrap }}
 a {{ color: inherit }}
 .numbers b {{ font-size: 1.5rem; margin-right: .3rem }} .numbers span {{ margin-right: 2rem }}
 .courses {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(36rem, 1fr)); gap: 1.2rem }}
@@ -202,7 +212,8 @@ i.key {{ display: inline-block; width: 1.4rem; height: .2rem; vertical-align: mi
 <p>Invariants I1 to I9 are checked after every run. Recovery: median and longest time until the oldest pending record
 was younger than a second again, counted from the end of the fault.</p>
 <table>
-<tr><th>Fault<th>Scenario<th>On<th>Runs<th>Faults dealt<th>Entries<th>Delivered again<th>Recovery<th>Violations</tr>
+<tr><th>Fault<th>Scenario<th>On<th>Runs<th>Faults dealt<th>Entries<th>Delivered again<th>Recovery
+<th>Negative controls<th>Violations</tr>
 {scenarios}</table>
 <h2>What had to break</h2>
 <p>A protection is switched off, and the same checks must see it.</p>

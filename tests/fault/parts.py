@@ -46,5 +46,5 @@ def broker_at(where: str, store: SqlAlchemyStore) -> Any:
     if where == "log":
         settings = LogSettings(lease=timedelta(seconds=LEASE_S), beat=timedelta(seconds=LEASE_S / 4))
         return LogTableBroker.over(store.database, settings=settings)
-    url = f"{where}?session_timeout_s={SESSION_S}&heartbeat_interval_s={SESSION_S / 6}"
+    url = f"{where}?session_timeout_s={SESSION_S}&heartbeat_interval_s={SESSION_S / 6}&metadata_max_age_s=5"
     return KafkaBroker.from_url(f"{url}&publish_timeout_s=4&commit_timeout_s=4&connect_timeout_s=4")

@@ -50,11 +50,16 @@ class Sampler:
         self.samples.append(await self._sample())
 
     def recovery_s(self, since: float) -> float | None:
-        """How long after that moment the oldest pending record was young for the first time; None if it never was."""
+        """How long after that moment the oldest pending record became young and stayed so; None if it never did."""
+        recovered_at: float | None = None
         for sample in self.samples:
-            if sample.at >= since and sample.oldest_s is not None and sample.oldest_s < YOUNG_S:
-                return sample.at - since
-        return None
+            if sample.at < since:
+                continue
+            if sample.oldest_s is None or sample.oldest_s >= YOUNG_S:
+                recovered_at = None
+            elif recovered_at is None:
+                recovered_at = sample.at
+        return None if recovered_at is None else recovered_at - since
 
     async def _sample(self) -> Sample:
         delivered = Sink.delivery_count(self._sink)

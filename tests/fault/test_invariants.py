@@ -1,5 +1,7 @@
 """The checks themselves, on small made-up runs. The negative controls beside each fault try them on real ones."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.fault.invariants import (
@@ -10,6 +12,8 @@ from tests.fault.invariants import (
     Left,
     Span,
     effects_happen_once,
+    faults_are_visible,
+    no_session_is_left_behind,
     nothing_grows,
     nothing_is_lost,
     nothing_is_stranded,
@@ -19,7 +23,9 @@ from tests.fault.invariants import (
     repeats_are_few,
     there_are_no_ghosts,
 )
+from tests.fault.oracle import Ledger
 from tests.fault.processes import Footprint
+from tests.fault.samples import Sample, Sampler
 
 
 def test_an_entry_that_never_arrived_is_named() -> None:
@@ -143,3 +149,33 @@ def _delivered(
         process=1,
         at=0.0,
     )
+
+
+def test_sessions_that_stay_behind_are_told() -> None:
+    """The database keeps memory for each, and has only so many."""
+    no_session_is_left_behind(5, 25)
+
+    with pytest.raises(InvariantBrokenError, match="I8 grown: the database had 5 sessions and has 26"):
+        no_session_is_left_behind(5, 26)
+
+
+def test_a_fault_that_nobody_is_told_of_is_found() -> None:
+    """What no metric and no line of the log shows cannot be put right at night."""
+    faults_are_visible("all0", "FenceRejected", 1, "fence_rejected", 1)
+
+    with pytest.raises(InvariantBrokenError, match="I9 unseen: all0 told no observer of FenceRejected"):
+        faults_are_visible("all0", "FenceRejected", 0, "fence_rejected", 1)
+    with pytest.raises(InvariantBrokenError, match="I9 unseen: all0 logged no line with action=fence_rejected"):
+        faults_are_visible("all0", "FenceRejected", 1, "fence_rejected", 0)
+
+
+def test_recovery_counts_until_the_outbox_stays_young() -> None:
+    """Just after a kill everything in it is young still: that is no recovery."""
+    sampler = Sampler(Ledger("sqlite+aiosqlite://"), Path("unused"))
+    ages = [(0.0, 0.2), (1.0, 1.2), (2.0, 2.2), (3.0, 0.1), (4.0, 0.1)]
+    sampler.samples = [Sample(at=at, pending=1, oldest_s=age, delivered=0) for at, age in ages]
+
+    assert sampler.recovery_s(0.0) == 3.0
+    assert sampler.recovery_s(3.5) == 0.5
+    sampler.samples.append(Sample(at=5.0, pending=None, oldest_s=None, delivered=0))
+    assert sampler.recovery_s(0.0) is None

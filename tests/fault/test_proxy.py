@@ -73,6 +73,21 @@ async def test_nobody_listens_while_it_refuses(proxy: Proxy, connect: Connect) -
     await connect()
 
 
+async def test_each_try_is_counted_while_it_turns_everybody_away(proxy: Proxy, connect: Connect) -> None:
+    """How often somebody knocks can only be counted by one who opens."""
+    await connect()
+    before = proxy.tries()
+
+    proxy.turn_away()
+    for _ in range(3):
+        with pytest.raises(ConnectionResetError):
+            await connect()
+    proxy.heal()
+
+    assert proxy.tries() == before + 3
+    await connect()
+
+
 async def test_what_was_stalled_arrives_afterwards(proxy: Proxy, connect: Connect) -> None:
     """A stalled connection is alive: what was sent meanwhile is late, not lost."""
     client = await connect()

@@ -284,7 +284,7 @@ class World:
 
     async def delete_second_topic(self) -> None:
         assert self._elsewhere is not None
-        self.deal("a topic deleted", cuts_off=0)
+        self.deal("a topic deleted")  # its reader starts over with its partitions
         await self._kafka().delete_topic(self._elsewhere)
 
     def proxy_to_database(self) -> Proxy:
