@@ -574,6 +574,19 @@ class RecordKillsRelaysError(StoreError):
         )
 
 
+class UnreadableRecordError(StoreError):
+    """A row of the outbox is no message: it is parked instead of published."""
+
+    code = "CD411"
+
+    def __init__(self, record_id: int, reason: str) -> None:
+        self.record_id, self.reason = record_id, reason
+        super().__init__(
+            f"Outbox record {record_id} cannot be read: {reason}.",
+            fix="find out who writes rows by hand; correct the row and `cqrs-decor outbox retry` it, or `discard` it",
+        )
+
+
 class UnknownRecordError(StoreError):
     code = "CD407"
 

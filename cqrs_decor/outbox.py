@@ -33,6 +33,8 @@ class ClaimedRecord:
         id: Rises in the order of writing; it is the envelope's sequence.
         attempts: How often the broker refused it.
         crashes: How many relays vanished with it in hand, this step not counted.
+        unreadable: Why the row is no message, if it is none: the envelope then has what could be read of it, and it is
+            parked instead of published.
     """
 
     id: int
@@ -40,6 +42,7 @@ class ClaimedRecord:
     envelope: Envelope
     attempts: int = 0
     crashes: int = 0
+    unreadable: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +226,8 @@ class OutboxStore(Protocol):
         """Take up to `limit` due records of these lanes, in the order in which they were written.
 
         A record is due when its time has come by the store's clock and its key is not held back. Each envelope carries
-        the record's id as its sequence. Called by one relay at a time per lane.
+        the record's id as its sequence. Called by one relay at a time per lane. A row that cannot be read is no error:
+        the record says so.
 
         Args:
             lanes: Held by the caller: the fence of each is checked in the same transaction.

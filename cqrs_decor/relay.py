@@ -29,7 +29,9 @@ from cqrs_decor.errors import (
     BrokerUnavailableError,
     LaneLostError,
     RecordKillsRelaysError,
+    StoreError,
     StoreUnavailableError,
+    UnreadableRecordError,
 )
 from cqrs_decor.lane_holding import LaneHolding
 from cqrs_decor.lanes import HeldLane
@@ -380,6 +382,7 @@ class Relay:
         """Publish until the broker has taken or refused each record, or the lanes are no longer surely ours. A step
         that meets an outage is given up, to be taken anew: its mark must not stand while nothing is published.
         """
+        self._set_unreadable_aside(batch)
         while self._holding.is_sure and not (self._stopping and self._broker_outage.lasts):
             records = [record for record in batch.records if self._is_publishable(record, batch)]
             if not records:
@@ -397,6 +400,14 @@ class Relay:
                     self._note_outcomes(batch, records, outcomes)
                 break
         self._block_undelivered(batch)
+
+    def _set_unreadable_aside(self, batch: _Batch) -> None:
+        """Records that are no messages are parked unpublished; nothing of their keys passes them meanwhile."""
+        for record in batch.records:
+            if record.unreadable is not None:
+                batch.failed.append(_unreadable(record, record.unreadable))
+                if record.envelope.key is not None:
+                    self._blocked.add((record.envelope.topic, record.envelope.key))
 
     async def _publish_in_time(
         self, batch: _Batch, records: Sequence[ClaimedRecord]
@@ -432,7 +443,7 @@ class Relay:
 
     def _is_publishable(self, record: ClaimedRecord, batch: _Batch) -> bool:
         """Not when its lane was lost since the claim, nor when an earlier record of its key was left behind since."""
-        if not self._holding.holds(batch.lanes[record.lane]):
+        if record.unreadable is not None or not self._holding.holds(batch.lanes[record.lane]):
             return False
         key = record.envelope.key
         return key is None or (record.envelope.topic, key) not in self._blocked
@@ -551,5 +562,12 @@ class Relay:
 
 
 def _condemned(record: ClaimedRecord) -> FailedRecord:
-    error = RecordKillsRelaysError(record.id, record.envelope.type, record.crashes)
+    return _parked(record, RecordKillsRelaysError(record.id, record.envelope.type, record.crashes))
+
+
+def _unreadable(record: ClaimedRecord, reason: str) -> FailedRecord:
+    return _parked(record, UnreadableRecordError(record.id, reason))
+
+
+def _parked(record: ClaimedRecord, error: StoreError) -> FailedRecord:
     return FailedRecord(record=record, error=f"{type(error).__name__}: {error.problem}", delay=None)

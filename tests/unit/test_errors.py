@@ -71,6 +71,7 @@ from cqrs_decor.errors import (
     UnknownTopicError,
     UnknownVersionError,
     UnreadableAnnotationError,
+    UnreadableRecordError,
     UnsafeDatabaseSetupError,
     UnsupportedError,
     WrongLoopError,
@@ -84,6 +85,12 @@ CASES: list[tuple[CqrsDecorError, str]] = [
         "3 relays in a row vanished with record 17 (shop.order-placed) in hand, alone at the last.\n"
         "Fix: find out in their logs, or the kernel's, what ended them; "
         "then `cqrs-decor outbox retry` or `discard` (CD410).",
+    ),
+    (
+        UnreadableRecordError(17, "its headers have no time"),
+        "Outbox record 17 cannot be read: its headers have no time.\n"
+        "Fix: find out who writes rows by hand; correct the row and `cqrs-decor outbox retry` it, "
+        "or `discard` it (CD411).",
     ),
     (
         NoHandlerError(

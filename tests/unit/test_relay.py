@@ -1,6 +1,7 @@
 """The relay on memory: everything once committed reaches the broker, in order per key, whoever fails meanwhile."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from cqrs_decor import Command, IntegrationEvent, Registry, Retry, Settings, emi
 from cqrs_decor.errors import StoreUnavailableError
 from cqrs_decor.memory import MemoryBroker, MemoryStore
 from cqrs_decor.observers import ConnectionChanged, FenceRejected, LanesChanged, Observers
-from cqrs_decor.outbox import OutboxFilter
+from cqrs_decor.outbox import ClaimedRecord, OutboxFilter
 from cqrs_decor.relay import Relay
 from cqrs_decor.testing import FakeClock
 from tests.unit.apps import app_of, eventually
@@ -114,6 +115,30 @@ async def test_a_record_that_is_too_large_is_parked_at_once() -> None:
 
     (stored,) = await store.outbox.find(OutboxFilter())
     assert (stored.state, stored.attempts) == ("parked", 1)
+
+
+@pytest.mark.feature("O11")
+async def test_a_record_that_cannot_be_read_is_parked_unpublished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its later ones wait behind it, in the same batch as well; everything else goes on."""
+    bench = Bench()
+    claim = bench.store.outbox.claim
+
+    async def claimed(*args: Any, **options: Any) -> list[ClaimedRecord]:
+        return [
+            replace(each, unreadable="its headers have no time") if each.envelope.id == "a2" else each
+            for each in await claim(*args, **options)
+        ]
+
+    monkeypatch.setattr(bench.store.outbox, "claim", claimed)
+    await bench.commit("a1", "a2", "a3", "b1")
+
+    async with bench.running():
+        await eventually(lambda: bench.relay.published == 2)
+        await bench.idle()
+
+        assert await bench.states() == {"a2": "parked", "a3": "held"}
+    assert sorted(bench.broker.reached) == ["a1", "b1"]
+    assert "cannot be read: its headers have no time" in bench.relay.parked[0]
 
 
 @pytest.mark.feature("O5")

@@ -50,13 +50,61 @@ def claimed_records(rows: Sequence[Any], crashes: Iterable[int] | None = None) -
     if not rows:
         return []
     ids, lanes, *kept, attempts = zip(*rows, strict=True)
-    columns = {"id": ids, "lane": lanes, "envelope": _envelopes(ids, *kept), "attempts": attempts}
+    envelopes, faults = _readable_or_not(ids, *kept)
+    columns = {"id": ids, "lane": lanes, "envelope": envelopes, "attempts": attempts, "unreadable": faults}
     return _made(ClaimedRecord, len(rows), {**columns, "crashes": crashes or repeat(0)})
 
 
 def envelope_of(row: Any) -> Envelope:
-    """The envelope of a row with those columns among others, with the record's id as its sequence."""
-    return _envelopes((row.id,), *((getattr(row, name),) for name in RECORD_COLUMNS[1:]))[0]
+    """The envelope of a row with those columns among others, with the record's id as its sequence; of a row that is no
+    message, what could be read of it.
+    """
+    envelopes, _ = _readable_or_not((row.id,), *((getattr(row, name),) for name in RECORD_COLUMNS[1:]))
+    return envelopes[0]
+
+
+def _readable_or_not(ids: Sequence[int], *kept: Sequence[Any]) -> tuple[list[Envelope], Iterable[str | None]]:
+    """Envelopes, and why each row is no message, if it is none. Only where one is none are they read one by one."""
+    try:
+        return _envelopes(ids, *kept), repeat(None)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return _one_by_one(ids, kept)
+
+
+def _one_by_one(ids: Sequence[int], kept: Sequence[Sequence[Any]]) -> tuple[list[Envelope], list[str | None]]:
+    envelopes: list[Envelope] = []
+    faults: list[str | None] = []
+    for record_id, *columns in zip(ids, *kept, strict=True):
+        row = dict(zip(RECORD_COLUMNS[1:], columns, strict=True))
+        fault = _fault_in(row["headers"], row["body"])
+        if fault is not None:
+            row |= _NOTHING_TO_READ
+        envelopes += _envelopes((record_id,), *((value,) for value in row.values()))
+        faults.append(fault)
+    return envelopes, faults
+
+
+_NOTHING_TO_READ = {"headers": '{"time": "1970-01-01T00:00:00Z"}', "body": b""}
+"""In place of what cannot be read."""
+
+
+def _fault_in(headers: str, body: object) -> str | None:
+    """What is wrong with these columns of a row, in words without their values; None if nothing is."""
+    if isinstance(body, str):
+        return "its body is text where bytes are expected"  # SQLite keeps whatever is written
+    try:
+        rest = orjson.loads(headers)
+    except ValueError:
+        return "its headers are no JSON"
+    if not isinstance(rest, dict):
+        return "its headers are no JSON object"
+    if "time" not in rest:
+        return "its headers have no time"
+    try:
+        _read_rests([rest])
+    except (TypeError, ValueError, AttributeError):
+        return "its headers have a value of a wrong type"
+    return None
 
 
 def _envelopes(
@@ -71,7 +119,7 @@ def _envelopes(
     headers: Iterable[str],
     bodies: Iterable[bytes],
 ) -> list[Envelope]:
-    rests: list[dict[str, Any]] = [orjson.loads(text) for text in headers]
+    times, correlations, causations, traceparents, own = _read_rests([orjson.loads(text) for text in headers])
     return _made(
         Envelope,
         len(ids),
@@ -84,14 +132,34 @@ def _envelopes(
             "key": keys,
             "content_type": content_types,
             "data": map(bytes, bodies),
-            "time": [datetime.fromisoformat(rest["time"]) for rest in rests],
-            "correlation_id": [rest.get("correlationid") for rest in rests],
-            "causation_id": [rest.get("causationid") for rest in rests],
-            "traceparent": [rest.get("traceparent") for rest in rests],
-            "headers": [rest.get("headers") or {} for rest in rests],
+            "time": times,
+            "correlation_id": correlations,
+            "causation_id": causations,
+            "traceparent": traceparents,
+            "headers": own,
             "sequence": ids,
         },
     )
+
+
+def _read_rests(
+    rests: Sequence[Mapping[str, Any]],
+) -> tuple[list[datetime], list[str | None], list[str | None], list[str | None], list[dict[str, str]]]:
+    """The columns of what stands in `headers`: time, correlation id, causation id, traceparent, the user's headers.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: One of them is not as `_rest` writes it.
+    """
+    times = [datetime.fromisoformat(rest["time"]) for rest in rests]
+    correlations, causations, traceparents = (
+        [rest.get(name) for rest in rests] for name in ("correlationid", "causationid", "traceparent")
+    )
+    own: list[dict[str, str]] = [rest.get("headers") or {} for rest in rests]
+    texts = set(map(type, correlations + causations + traceparents)) - {type(None)}
+    texts.update(kind for headers in own if headers for kind in map(type, headers.values()))
+    if not texts <= {str}:
+        raise TypeError("something is no text that should be")
+    return times, correlations, causations, traceparents, own
 
 
 def _made(kind: type[T], count: int, columns: Mapping[str, Iterable[object]]) -> list[T]:
