@@ -72,6 +72,19 @@ def _refuse_unknown_arguments(cls: type[Any], unknown: Any) -> None:
         )
 
 
+def _refuse_copy(cls: type[Any]) -> None:
+    """A decorator that replaces the class (`@dataclass(slots=True)`) has it made again without its class arguments: the
+    copy would have another wire name than the class that its producers know, and its handlers would never be called.
+    """
+    if "__cqrs_message__" in vars(cls):
+        raise MessageDefinitionError(
+            qualified_name(cls),
+            "a decorator makes a second class of it, which loses name=, version= and the validation of its fields",
+            "leave the decorator out, since it is a frozen pydantic model already; or derive it from nothing and put "
+            "@message(topic=..., name=...) above @dataclass(frozen=True, slots=True)",
+        )
+
+
 def _checked(spec: MessageSpec, known_fields: Any) -> MessageSpec:
     owner = qualified_name(spec.type)
     if spec.key is not None and spec.key not in known_fields:
@@ -153,6 +166,7 @@ class Message(BaseModel):
         version: int | None = None,
         **config: Any,
     ) -> None:
+        _refuse_copy(cls)
         inherited: MessageSpec | None = getattr(cls, "__cqrs_message__", None)
         cls.__cqrs_message__ = _checked(
             MessageSpec(

@@ -338,3 +338,24 @@ def test_events_with_a_topic_are_found_handled_or_not() -> None:
     assert OrderPlaced in found
     assert Homeless not in found
     assert IntegrationEvent not in found
+
+
+@pytest.mark.parametrize("options", [{"slots": True}, {"slots": True, "frozen": True}])
+def test_a_decorator_that_makes_a_second_class_is_refused(options: dict[str, bool]) -> None:
+    """It would have another wire name: what its producers send would be acknowledged with no handler called."""
+    with pytest.raises(MessageDefinitionError, match="a decorator makes a second class of it"):
+
+        @dataclass(**options)
+        class OrderShipped(IntegrationEvent, topic="orders", key="order_id", name="shop.order-shipped"):
+            order_id: int
+
+
+def test_a_dataclass_with_slots_is_a_message_by_its_decorator() -> None:
+    """The way that the error names."""
+
+    @message(topic="orders", key="order_id", name="shop.order-shipped")
+    @dataclass(frozen=True, slots=True)
+    class OrderShipped:
+        order_id: int
+
+    assert message_spec(OrderShipped).name == "shop.order-shipped"
