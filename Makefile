@@ -15,6 +15,7 @@ help:
 	@echo "make format         apply what the formatter and the safe fixes know"
 	@echo "make fault          all that kills, cuts and freezes things, on all setups, and a page of it (RUNS=, SEED=, ONLY=)"
 	@echo "make soak           a random mix of faults (MINUTES=, SEED=)"
+	@echo "make simulate       months of bad luck on a virtual clock (MESSAGES=, SEED=, RUNS=)"
 	@echo "make bench          ratios, measured in one run on this machine"
 	@echo "make docs           build the documentation, links checked"
 	@echo "make services-up    leave PostgreSQL, MariaDB and Kafka running between runs; make services-down ends them"
@@ -49,6 +50,9 @@ soak: $(STAMP) servers
 	@rm -f .cache/fault/facts.jsonl
 	FAULT_WIDE=1 MINUTES=$${MINUTES:-30} $(BIN)/pytest -k "$${ONLY:-postgres-kafka}" tests/fault/test_f32_soak.py; \
 	  code=$$?; $(BIN)/python -m tests.fault.page && exit $$code
+
+simulate: $(STAMP)
+	$(BIN)/python -m tests.simulation --messages $${MESSAGES:-100000} --seed $${SEED:-1} --runs $${RUNS:-1}
 
 # The shop under load with everything killed again and again; ORDERS, CLIENTS and KILLS set how much.
 shop: $(STAMP) servers

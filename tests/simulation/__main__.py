@@ -12,14 +12,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first run; the next one has the next")
     parser.add_argument("--runs", type=int, default=1)
     given = parser.parse_args()
-    outcomes = [_told(simulate(Scenario(seed=given.seed + run, messages=given.messages))) for run in range(given.runs)]
-    return 1 if any(outcome.broken for outcome in outcomes) else 0
+    seeds = range(given.seed, given.seed + given.runs)
+    broken = [seed for seed in seeds if _run(seed, given.messages)]
+    return 1 if broken else 0
+
+
+def _run(seed: int, messages: int) -> bool:
+    """Whether this seed breaks anything."""
+    print(f"seed {seed}", end=" ", flush=True)
+    return _told(simulate(Scenario(seed=seed, messages=messages))).broken is not None
 
 
 def _told(outcome: Outcome) -> Outcome:
     faults = ", ".join(f"{name} {count}" for name, count in sorted(outcome.faults.items()))
     print(
-        f"seed {outcome.seed}: {outcome.messages:,} messages in {outcome.virtual_s:,.0f} s of virtual time, "
+        f"{outcome.messages:,} messages in {outcome.virtual_s:,.0f} s of virtual time, "
         f"{outcome.repeats:,} landed again; {outcome.real_s:.1f} s, {outcome.per_minute:,.0f} messages a minute; "
         f"{outcome.digest}\n  faults: {faults}",
         flush=True,

@@ -43,8 +43,8 @@ class Odds:
     flaky: float = 0.004
     refused_always: float = 0.0003
     raising_always: float = 0.0003
-    killing_relays: float = 0.0
-    killing_workers: float = 0.0
+    killing_relays: float = 0.0001
+    killing_workers: float = 0.0001
     kills: float = 0.3
     stops: float = 0.1
     pauses: float = 0.3
@@ -79,7 +79,7 @@ class Chance:
     def use(self, odds: Odds) -> None:
         """From now on with these odds."""
         self.odds = odds
-        self._fates = [fate for _, fate in _OF_CALLS]
+        self._fates: list[Fate] = [fate for _, fate in _OF_CALLS]
         self._weights = [getattr(odds, name) for name, _ in _OF_CALLS]
         self._trouble = sum(self._weights)
 

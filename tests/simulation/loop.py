@@ -8,10 +8,13 @@ scheduled in: so one can be killed (nothing of it ever runs again) or stopped fo
 import asyncio
 import asyncio.events
 import heapq
+import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from random import Random
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -61,19 +64,26 @@ class NothingLeftError(RuntimeError):
 
 
 class BusyLoopError(RuntimeError):
-    """Callbacks go on and on, and no time passes."""
+    """Something goes on and on, and no time passes."""
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
-    """Runs as fast as it can; `time()` is what has been waited for."""
+    """Runs as fast as it can; `time()` is what has been waited for.
 
-    def __init__(self, random: Random) -> None:
+    Args:
+        random: Decides who goes first.
+        endless_s: A round that takes so much processor time is a loop that never waits.
+    """
+
+    def __init__(self, random: Random, *, endless_s: float = 4.0) -> None:
         self._random = random
+        self._endless_s = endless_s
         self._now = 0.0
         self._ready: list[asyncio.Handle] = []
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._scheduled = 0
         self._tasks = 0
+        self._rounds = 0
         self._rounds_without_time = 0
         self._rounds_of_callbacks = 0
         self._stopping = False
@@ -107,7 +117,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(
-        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
     ) -> asyncio.Task[T]:
         task = OwnedTask(coro, loop=self, name=name, context=context)
         self._tasks += 1
@@ -122,9 +136,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def run_until_complete(self, future: Any) -> Any:
         task = asyncio.ensure_future(future, loop=self)
-        task.add_done_callback(lambda _: self.stop())
+        task.add_done_callback(self._stop_after)
         self.run_forever()
         return task.result()
+
+    def _stop_after(self, task: asyncio.Task[Any]) -> None:
+        self.stop()
 
     def run_forever(self) -> None:
         self._running, self._stopping = True, False
@@ -132,8 +149,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         asyncio.events._set_running_loop(self)
         sys.set_asyncgen_hooks(finalizer=_forget)
         try:
-            while not self._stopping:
-                self._run_round()
+            with self._watched():
+                while not self._stopping:
+                    self._run_round()
         finally:
             sys.set_asyncgen_hooks(*hooks)
             asyncio.events._set_running_loop(None)
@@ -175,10 +193,32 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Asked by each `TimerHandle.cancel`; the timer is passed over when its time comes."""
 
+    @contextmanager
+    def _watched(self) -> Generator[None]:
+        """Interrupt a step that never waits: it stops virtual time as it would stop a real loop. By processor time, so
+        that no other load counts.
+        """
+        seen = -1
+
+        def look(number: int, frame: FrameType | None) -> None:
+            nonlocal seen
+            if seen == self._rounds:
+                raise BusyLoopError(f"one round takes {self._endless_s:g} s of processor time")
+            seen = self._rounds
+
+        handler = signal.signal(signal.SIGVTALRM, look)
+        signal.setitimer(signal.ITIMER_VIRTUAL, self._endless_s, self._endless_s)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, handler)
+
     # --- rounds -----------------------------------------------------------------------------------------------------
 
     def _run_round(self) -> None:
         """Run what is ready now; what it makes ready has the next round, as in asyncio."""
+        self._rounds += 1
         self._rounds_without_time += 1
         if self._rounds_without_time > _SPINNING:
             raise BusyLoopError(f"{_SPINNING:,} rounds at {self._now:.6f} s")

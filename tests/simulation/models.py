@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any
 
 from cqrs_decor.clock import Clock
 from cqrs_decor.envelope import Envelope
-from cqrs_decor.lanes import HeldLane
+from cqrs_decor.lanes import HeldLane, Renewal, TakenLane
 from cqrs_decor.memory import MemoryInbox, MemoryOutbox, MemoryStore
 from cqrs_decor.outbox import Settlement
 from tests.simulation.oracle import Oracle
@@ -25,20 +24,20 @@ class WatchedOutbox(MemoryOutbox):
             self._oracle.commit(envelope)
         super().append(written)
 
-    async def acquire(self, owner: str, lease: timedelta, limit: int, **options: Any) -> Sequence[Any]:
-        taken = await super().acquire(owner, lease, limit, **options)
+    async def acquire(self, owner: str, lease: timedelta, limit: int, *, in_hand: int) -> Sequence[TakenLane]:
+        taken = await super().acquire(owner, lease, limit, in_hand=in_hand)
         for each in taken:
-            self._oracle.take_lane(_lane(each), owner, self._clock.elapsed(), lease.total_seconds())
+            self._oracle.take_lane(each.lane, owner, self._clock.elapsed(), lease.total_seconds())
         return taken
 
-    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Any:
+    async def renew(self, owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Renewal:
         renewal = await super().renew(owner, lanes, lease)
-        for lane in getattr(renewal, "held", renewal):
+        for lane in renewal.held:
             self._oracle.keep_lane(lane, owner, self._clock.elapsed(), lease.total_seconds())
         return renewal
 
-    async def release(self, owner: str, lanes: Sequence[HeldLane], **options: Any) -> None:
-        await super().release(owner, lanes, **options)
+    async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
+        await super().release(owner, lanes, leaving=leaving)
         for lane in lanes:
             self._oracle.give_lane(lane, owner)
 
@@ -59,8 +58,3 @@ class WatchedStore(MemoryStore):
         super().__init__(clock=clock)
         self.outbox = self._outbox = outbox
         self.inbox = self._inbox = inbox
-
-
-def _lane(taken: Any) -> HeldLane:
-    lane: HeldLane = getattr(taken, "lane", taken)
-    return lane

@@ -44,7 +44,6 @@ class Oracle:
 
     Args:
         consumers: By wire name, who must have an effect of each such message.
-        ordered_effects: Whether effects come in the order of their key also behind a parked message.
         broken: Called once, at the first promise that does not hold.
     """
 
@@ -52,7 +51,6 @@ class Oracle:
         self,
         consumers: Mapping[str, Sequence[str]],
         *,
-        ordered_effects: bool,
         broken: Callable[[InvariantBrokenError], None],
     ) -> None:
         self.committed: dict[str, Envelope] = {}
@@ -60,7 +58,6 @@ class Oracle:
         self.repeats = 0
         self.kills: Counter[str] = Counter()
         self._consumers = consumers
-        self._ordered_effects = ordered_effects
         self._tell = broken
         self._effects: set[tuple[str, str]] = set()
         self._to_land: dict[Place, _Line] = defaultdict(_Line)
@@ -108,7 +105,7 @@ class Oracle:
         if envelope.id not in self.committed:
             self.refuse(f"I2 ghost: {consumer} had {envelope.id}, which was never committed")
         self._effects.add((consumer, envelope.id))
-        if envelope.key is None or not self._ordered_effects:
+        if envelope.key is None:
             return
         line = self._to_take_effect[consumer, (envelope.topic, envelope.key)]
         due = line.popleft() if line else None

@@ -83,7 +83,7 @@ class RemoteOutbox(Part):
     def __init__(self, line: Line, server: Server, store: MemoryStore) -> None:
         super().__init__(line, store.outbox)
         self.lane_count = store.outbox.lane_count
-        model: WakeUps | None = getattr(store.outbox, "wake_ups", None)
+        model = store.outbox.wake_ups
         self.wake_ups = None if model is None else RemoteWakeUps(line, server, model)
 
 

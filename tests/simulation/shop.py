@@ -49,6 +49,11 @@ CONSUMERS = {
 """Who has an effect of each event, by its wire name."""
 
 
+def is_plain(envelope: Envelope) -> bool:
+    """Whether nothing is the matter with a message."""
+    return b'"nature"' not in envelope.data or b'"nature":"plain"' in envelope.data
+
+
 class Host(Protocol):
     """The process that a handler runs in."""
 

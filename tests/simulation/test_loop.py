@@ -8,7 +8,7 @@ from time import perf_counter
 import anyio
 import pytest
 
-from tests.simulation.loop import NothingLeftError, Owner, VirtualLoop, current_owner
+from tests.simulation.loop import BusyLoopError, NothingLeftError, Owner, VirtualLoop, current_owner
 
 
 def owned(loop: VirtualLoop, owner: Owner, work: object) -> None:
@@ -128,3 +128,14 @@ def test_waiting_for_nobody_is_an_error() -> None:
 
     with pytest.raises(NothingLeftError):
         loop.run_until_complete(anyio.Event().wait())
+
+
+def test_a_step_that_never_waits_is_an_error() -> None:
+    """It would stop a real loop for good."""
+
+    async def spin() -> None:
+        while True:
+            pass
+
+    with pytest.raises(BusyLoopError):
+        VirtualLoop(Random(1), endless_s=0.1).run_until_complete(spin())

@@ -4,62 +4,54 @@ from dataclasses import replace
 
 import pytest
 
-from cqrs_decor.memory import MemoryOutbox
 from tests.simulation.chance import Odds
 from tests.simulation.planted import HastyBroker, UncountedCrashesInbox, UncountedCrashesOutbox, UnfencedOutbox
+from tests.simulation.seeds import OPEN
 from tests.simulation.world import Scenario, simulate
 
-SEEDS = range(1, 9)
+SEEDS = range(1, 17)
 
-PAUSING = Odds(pauses=1.0)
-KILLING_RELAYS = Odds(killing_relays=0.002)
-KILLING_WORKERS = Odds(killing_workers=0.002)
+NO_KILLERS = Odds(killing_relays=0.0, killing_workers=0.0)
+PAUSING = replace(NO_KILLERS, pauses=1.0)
+KILLING_RELAYS = replace(NO_KILLERS, killing_relays=0.002)
+KILLING_WORKERS = replace(NO_KILLERS, killing_workers=0.002)
 
-SLOW = Scenario(seed=0, messages=3_000, rate=60)
+SLOW = Scenario(seed=1, messages=3_000, rate=60)
 """Long enough for a message to kill one process after the other: each takes a lease to be missed."""
 
 
-def first_broken(scenario: Scenario) -> str | None:
-    """What the first seed that finds anything finds."""
+def is_found(scenario: Scenario, promise: str) -> bool:
+    """Whether some seed finds this promise broken."""
     outcomes = (simulate(replace(scenario, seed=seed)) for seed in SEEDS)
-    return next((outcome.broken for outcome in outcomes if outcome.broken), None)
+    return any(outcome.broken.startswith(promise) for outcome in outcomes if outcome.broken)
 
 
 def test_a_settlement_without_a_fence_is_found() -> None:
     """A relay that was stopped for longer than its lease writes under a fence that has moved on."""
-    broken = first_broken(Scenario(seed=0, messages=3_000, odds=PAUSING, outbox=UnfencedOutbox))
-
-    assert broken is not None
-    assert broken.startswith("fence: ")
+    assert is_found(Scenario(seed=1, messages=3_000, odds=PAUSING, outbox=UnfencedOutbox), "fence: ")
 
 
 def test_an_acknowledgement_past_what_is_in_flight_is_found() -> None:
     """Whoever takes over begins behind what was never handled."""
-    broken = first_broken(Scenario(seed=0, messages=3_000, remote_broker=HastyBroker))
-
-    assert broken is not None
-    assert "order" in broken or "lost" in broken
+    assert is_found(Scenario(seed=1, messages=3_000, odds=NO_KILLERS, remote_broker=HastyBroker), "I4 order: shop.")
 
 
 @pytest.mark.parametrize(
-    ("odds", "planted"),
+    "planted",
     [
-        pytest.param(KILLING_RELAYS, Scenario(seed=0, messages=2_000, outbox=UncountedCrashesOutbox), id="relay"),
-        pytest.param(KILLING_WORKERS, Scenario(seed=0, messages=2_000, inbox=UncountedCrashesInbox), id="worker"),
+        pytest.param(replace(SLOW, odds=KILLING_RELAYS, outbox=UncountedCrashesOutbox), id="relay"),
+        pytest.param(replace(SLOW, odds=KILLING_WORKERS, inbox=UncountedCrashesInbox), id="worker"),
     ],
 )
-def test_a_crash_that_is_counted_after_the_fact_is_found(odds: Odds, planted: Scenario) -> None:
+def test_a_crash_that_is_counted_after_the_fact_is_found(planted: Scenario) -> None:
     """A message that kills whoever has it in hand goes on killing: nobody lives to count."""
-    broken = first_broken(replace(planted, odds=odds))
-
-    assert broken is not None
-    assert broken.startswith("I6 crash loop: ")
+    assert is_found(planted, "I6 crash loop: ")
 
 
-@pytest.mark.skipif(not hasattr(MemoryOutbox, "step"), reason="neither relay nor worker goes in single steps")
 @pytest.mark.parametrize("odds", [pytest.param(KILLING_RELAYS, id="relay"), pytest.param(KILLING_WORKERS, id="worker")])
+@pytest.mark.xfail(bool(OPEN), reason="workers fail of what is open, before the message does")
 def test_a_message_that_kills_is_parked_and_the_rest_flows(odds: Odds) -> None:
     """Without the planted bug the same odds break nothing."""
-    outcome = simulate(replace(SLOW, seed=1, odds=odds))
+    outcome = simulate(replace(SLOW, odds=odds))
 
     assert outcome.broken is None

