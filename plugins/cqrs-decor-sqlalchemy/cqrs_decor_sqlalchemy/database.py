@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -19,6 +19,10 @@ from cqrs_decor_sqlalchemy.urls import shown
 
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
+_Transaction = Callable[[], AbstractAsyncContextManager[AsyncConnection]]
+
+IDLE_LIMIT = "idle_in_transaction_session_timeout"
+"""PostgreSQL's own name of it; in milliseconds."""
 
 _logger = logging.getLogger(__name__)
 
@@ -44,6 +48,10 @@ class Database:
         """postgresql, mysql (MariaDB too) or sqlite."""
         return {"mariadb": "mysql"}.get(self.engine.dialect.name, self.engine.dialect.name)
 
+    @property
+    def idle_limit_ms(self) -> int:
+        return round(self.settings.idle_limit.total_seconds() * 1000)
+
     async def read(self, work: Work[T]) -> T:
         """Run `work` in a transaction that does not write.
 
@@ -68,10 +76,17 @@ class Database:
             StoreUnavailableError, StoreAccessError, SchemaMissingError: By what the driver says. A commit that was
                 under way may have happened.
         """
+        return await self._again_and_again(self._transaction, work, limit or self.settings.timeout)
+
+    async def write_at_once(self, work: Work[T]) -> T:
+        """As `write`, for work of one statement that sets the idle limit by itself: no round trip more."""
+        return await self._again_and_again(self._plain_transaction, work, self.settings.timeout)
+
+    async def _again_and_again(self, transaction: _Transaction, work: Work[T], limit: timedelta) -> T:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                with anyio.fail_after((limit or self.settings.timeout).total_seconds()):
-                    async with self._transaction() as connection:
+                with anyio.fail_after(limit.total_seconds()):
+                    async with transaction() as connection:
                         return await work(connection)
             except Exception as error:  # drivers raise classes of their own while they connect
                 if attempt == _ATTEMPTS or not is_transient(error):
@@ -107,7 +122,8 @@ class Database:
     async def _transaction(self) -> AsyncGenerator[AsyncConnection]:
         async with self.engine.connect() as connection:
             if self.dialect == "postgresql":
-                await _limit_idling(connection, self.settings)
+                # A frozen process must not keep a lane's row locked. LOCAL: behind a pooler the session is not ours.
+                await connection.exec_driver_sql(f"SET LOCAL {IDLE_LIMIT} = {self.idle_limit_ms}")
                 yield connection
                 await connection.commit()
             elif self.dialect == "mysql":
@@ -118,11 +134,10 @@ class Database:
                 yield connection
                 await connection.commit()
 
-
-async def _limit_idling(connection: AsyncConnection, settings: StoreSettings) -> None:
-    """A frozen process must not keep a lane's row locked. LOCAL: behind a pooler the session is not ours."""
-    limit_ms = round(settings.idle_limit.total_seconds() * 1000)
-    await connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {limit_ms}")
+    @asynccontextmanager
+    async def _plain_transaction(self) -> AsyncGenerator[AsyncConnection]:
+        async with self.engine.begin() as connection:
+            yield connection
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     Float,
     SmallInteger,
+    Text,
     TextClause,
     bindparam,
     delete,
@@ -23,6 +24,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from cqrs_decor_sqlalchemy.columns import DatabaseLater, DatabaseNow, among
+from cqrs_decor_sqlalchemy.database import IDLE_LIMIT
 from cqrs_decor_sqlalchemy.tables import Tables
 
 _RELAY = "relay"
@@ -113,8 +115,9 @@ class LaneQueries:
 def renewal(tables: Tables, named: Any) -> TextClause:
     """Everything about a sign of life in one statement, for PostgreSQL.
 
-    Parameters: lanes, fences, owner, seconds, channel, echo. Indexes: primary keys of lanes and members, (lane, id) of
-    the outbox. The order within LATERAL keeps the planner from reading a large, empty table from its beginning.
+    Parameters: lanes, fences, owner, seconds, idle_limit_ms (as text), channel, echo. Indexes: primary keys of lanes
+    and members, (lane, id) of the outbox. The order within LATERAL keeps the planner from reading a large, empty table
+    from its beginning.
     """
     lanes, members, outbox = named(tables.lanes), named(tables.members), named(tables.outbox)
     return text(
@@ -154,12 +157,14 @@ def renewal(tables: Tables, named: Any) -> TextClause:
                     LIMIT 1
                 ) AS first
             ) AS waiting,
+            set_config('{IDLE_LIMIT}', :idle_limit_ms, true),
             pg_notify(:channel, :echo)
         """
     ).bindparams(
         bindparam("lanes", type_=ARRAY(SmallInteger())),
         bindparam("fences", type_=ARRAY(BigInteger())),
         bindparam("seconds", type_=Float()),
+        bindparam("idle_limit_ms", type_=Text()),
     )
 
 

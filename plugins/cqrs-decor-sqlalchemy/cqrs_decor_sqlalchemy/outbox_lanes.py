@@ -58,7 +58,9 @@ class OutboxLanes:
             held = [lane for lane in lanes if lane.number in row.lanes]
             return Renewal(held=held, relays=row.relays, waiting=row.waiting)
 
-        return await self._database.write(at_once if self._database.dialect == "postgresql" else work)
+        if self._database.dialect == "postgresql":
+            return await self._database.write_at_once(at_once)
+        return await self._database.write(work)
 
     async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool) -> None:
         async def work(connection: AsyncConnection) -> None:
@@ -167,6 +169,7 @@ class OutboxLanes:
             "fences": [lane.fence for lane in lanes],
             "owner": owner,
             "seconds": lease.total_seconds(),
+            "idle_limit_ms": str(self._database.idle_limit_ms),
             "channel": channel_of(self._database.tables),
             "echo": echo_of(owner),
         }

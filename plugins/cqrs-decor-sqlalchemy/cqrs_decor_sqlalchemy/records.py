@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from itertools import repeat
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import orjson
 
@@ -93,7 +93,7 @@ def _fault_in(headers: str, body: object) -> str | None:
     if isinstance(body, str):
         return "its body is text where bytes are expected"  # SQLite keeps whatever is written
     try:
-        rest = orjson.loads(headers)
+        rest: Any = orjson.loads(headers)
     except ValueError:
         return "its headers are no JSON"
     if not isinstance(rest, dict):
@@ -101,7 +101,7 @@ def _fault_in(headers: str, body: object) -> str | None:
     if "time" not in rest:
         return "its headers have no time"
     try:
-        _read_rests([rest])
+        _read_rests([cast("dict[str, Any]", rest)])
     except (TypeError, ValueError, AttributeError):
         return "its headers have a value of a wrong type"
     return None

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import anyio
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -167,3 +167,23 @@ async def test_errors_show_no_body(store):
         await transaction.commit()
 
     assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_renewal_limits_its_own_idling(postgres_url, driver):
+    """It is one statement; a process that freezes between it and its commit must not keep the lanes locked."""
+    store = SqlAlchemyStore.from_url(
+        postgres_url.replace("+asyncpg", f"+{driver}"), settings=StoreSettings(idle_limit=timedelta(seconds=3))
+    )
+    await store.schema.upgrade()
+    lanes = await acquired(store, "relay")
+    limits: list[str] = []
+
+    @event.listens_for(store.database.engine.sync_engine, "commit")
+    def look(connection):
+        limits.append(connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar())
+
+    await store.outbox.renew("relay", lanes, LEASE)
+    await store.close()
+
+    assert limits == ["3s"]
