@@ -94,7 +94,8 @@ class SqlAlchemyOutbox:
             rows = await self._lanes.lock(connection, lanes)
             now = (await connection.execute(self._queries.prepare_step)).one()[0]
             values = {"lanes": [lane.number for lane in lanes], "until": until, "now": now}
-            firsts = (await connection.execute(self._queries.step, values)).all()
+            ids = [first for first in await connection.scalars(self._queries.firsts, values) if first is not None]
+            firsts = (await connection.execute(self._queries.records, {"ids": ids})).all() if ids else ()
             crashes = await self._lanes.mark(connection, rows, {row.lane: row.id for row in firsts})
             return claimed_records(firsts, [crashes[row.lane] for row in firsts])
 

@@ -78,12 +78,13 @@ class OutboxQueries:
             .correlate(tables.lanes)
             .scalar_subquery()
         )
-        record = tables.outbox.alias("record")
-        self.step = (
-            select(record.c.id, *(record.c[name] for name in RECORD_COLUMNS), record.c.attempts)
-            .select_from(tables.lanes.join(record, record.c.id == first))
-            .where(ours)
-            .order_by(record.c.id)
+        # Not as a join on that id: PostgreSQL may then take each pair of lane and record, and look at the beginning of
+        # the lane for each: minutes at 40,000 records.
+        self.firsts = select(first.label("id")).select_from(tables.lanes).where(ours)
+        self.records = (
+            select(outbox.id, *(outbox[name] for name in RECORD_COLUMNS), outbox.attempts)
+            .where(among(outbox.id, "ids", dialect))
+            .order_by(outbox.id)
         )
         self.prepare_step = select(DatabaseNow(), *_planner_settings(dialect))
 
