@@ -16,7 +16,7 @@ from tests.fault.nursery import nursery
 from tests.fault.processes import until
 from tests.fault.proxy import Proxy
 from tests.fault.report import note
-from tests.fault.setups import SETUPS
+from tests.fault.setups import SETUPS, WIDE
 from tests.fault.world import Setup, World, world_of
 from tests.services import KafkaServer, MariaDbServer, PgBouncerServer, PostgresServer
 from tests.services.fixtures import fresh_name
@@ -30,16 +30,18 @@ _outcome = pytest.StashKey[pytest.CallInfo[None]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "negative_control: a protection is switched off; the invariants must be broken")
-    config.addinivalue_line("markers", "awaits(what): needs a part of the library that is not there yet; skipped")
+    config.addinivalue_line("markers", "long: only when FAULT_WIDE is set, as `make fault` does")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A cap for each test, servers not counted; its seed stands in its name, so that a failure prints it."""
     for item in items:
         if "world" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(LIMIT_S, func_only=True))
-        if awaited := item.get_closest_marker("awaits"):
-            item.add_marker(pytest.mark.skip(reason=f"awaits: {awaited.args[0]}"))
+    left_out = [] if WIDE else [item for item in items if item.get_closest_marker("long")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

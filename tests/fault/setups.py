@@ -18,5 +18,5 @@ def wide(*setups: str) -> list[str]:
     return list(setups) if WIDE else []
 
 
-SETUPS = ("postgres-kafka", "postgres-log", "mariadb-log", "sqlite-log", *wide("bouncer-kafka"))
+SETUPS = ("postgres-kafka", "sqlite-log", *wide("postgres-log", "mariadb-log", "bouncer-kafka"))
 """Where a scenario runs that names no others."""

@@ -55,6 +55,7 @@ async def test_connections_to_the_broker_that_are_cut_under_load_cost_nothing(wo
     world.shows(running, "ConnectionChanged", "connection_lost", part="the broker", up=False)
 
 
+@pytest.mark.long
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-kafka"], indirect=True)
 async def test_without_the_inbox_the_repeats_are_found_to_take_effect_twice(world: World) -> None:

@@ -35,6 +35,7 @@ async def test_a_relay_that_has_lost_its_database_falls_silent_before_another_be
     assert len(cut_off.said("published")) <= published + 2, "it settled what was another's"
 
 
+@pytest.mark.long
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
 async def test_two_relays_that_know_no_fences_are_found_to_repeat_each_other(world: World) -> None:

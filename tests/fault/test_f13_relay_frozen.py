@@ -8,7 +8,7 @@ from tests.fault.world import World
 
 
 @pytest.mark.parametrize(
-    "world", ["postgres-kafka", "postgres-log", *wide("mariadb-log", "mariadb-kafka")], indirect=True
+    "world", ["postgres-log", *wide("postgres-kafka", "mariadb-log", "mariadb-kafka")], indirect=True
 )
 async def test_late_writes_of_a_relay_that_stood_still_are_refused(world: World) -> None:
     """A long garbage collection, a paused virtual machine, a laptop lid: the process never knows that it was away.
@@ -34,6 +34,7 @@ async def test_late_writes_of_a_relay_that_stood_still_are_refused(world: World)
     world.shows(frozen, "FenceRejected", "fence_rejected")
 
 
+@pytest.mark.long
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
 async def test_without_fences_a_relay_that_stood_still_is_found_to_repeat_everything(world: World) -> None:

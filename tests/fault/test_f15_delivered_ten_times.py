@@ -8,7 +8,7 @@ from tests.fault.invariants import InvariantBrokenError
 from tests.fault.setups import wide
 from tests.fault.world import World
 
-SETUPS = ["postgres-kafka", "postgres-log", *wide("mariadb-kafka", "sqlite-log")]
+SETUPS = ["postgres-log", *wide("postgres-kafka", "mariadb-kafka", "sqlite-log")]
 
 
 @pytest.mark.parametrize("world", SETUPS, indirect=True)

@@ -26,6 +26,7 @@ async def test_a_slow_consumer_keeps_its_place_and_its_size(world: World) -> Non
     assert relay.is_alive
 
 
+@pytest.mark.long
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-kafka"], indirect=True)
 async def test_a_consumer_that_is_thrown_out_of_its_group_is_found_to_be_told_again(world: World) -> None:

@@ -10,7 +10,7 @@ from tests.fault.world import World
 LONG_S = max(LEASE_S, SESSION_S) * 1.4
 
 
-@pytest.mark.parametrize("world", ["postgres-kafka", "postgres-log", *wide("mariadb-log", "sqlite-log")], indirect=True)
+@pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log", "mariadb-log", "sqlite-log")], indirect=True)
 async def test_a_message_that_is_still_worked_on_goes_to_nobody_else(world: World) -> None:
     """The lease is extended meanwhile: a second worker stands by and must not run it as well. While both join their
     group, each message may change hands once.

@@ -28,6 +28,7 @@ async def test_a_relay_with_a_wrong_clock_takes_nothing_early(world: World) -> N
     _nobody_was_robbed(right, wrong)
 
 
+@pytest.mark.long
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
 async def test_a_relay_that_goes_by_its_own_clock_is_found_out(world: World) -> None:

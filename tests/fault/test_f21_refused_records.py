@@ -17,7 +17,7 @@ TOO_LARGE = json.dumps({"send0-59": 2_000_000})
 
 
 @pytest.mark.parametrize(
-    "world", ["postgres-kafka", "postgres-log", *wide("mariadb-kafka", "sqlite-log")], indirect=True
+    "world", ["postgres-kafka", *wide("postgres-log", "mariadb-kafka", "sqlite-log")], indirect=True
 )
 async def test_a_record_that_is_too_large_is_parked_and_costs_the_others_nothing(world: World) -> None:
     """Kafka fails a whole batch for one such record, and the producer with it: only that one may stay behind."""
@@ -74,6 +74,7 @@ async def test_a_topic_that_is_gone_holds_up_no_other(world: World) -> None:
     assert sum(batch["rescheduled"] for batch in running.moments("BatchPublished")) > 0
 
 
+@pytest.mark.long
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
 async def test_a_refused_record_that_holds_back_nothing_is_found_to_be_overtaken(world: World) -> None:

@@ -3,10 +3,11 @@
 import pytest
 
 from tests.fault.invariants import Left
+from tests.fault.setups import wide
 from tests.fault.world import World
 
 
-@pytest.mark.parametrize("world", ["postgres-kafka", "postgres-log", "sqlite-log"], indirect=True)
+@pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log", "mariadb-log", "sqlite-log")], indirect=True)
 async def test_a_process_told_to_stop_finishes_what_it_has_in_hand_and_parks_nothing(world: World) -> None:
     """A stop is no failure of a message, so nothing is parked for it. What was done behind something of another key
     that was not begun cannot be acknowledged, since offsets are a prefix: it comes again, and the inbox drops it.

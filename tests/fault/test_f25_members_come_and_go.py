@@ -32,6 +32,7 @@ async def test_a_group_that_is_never_at_rest_loses_nothing_and_acknowledges_noth
     await world.check()
 
 
+@pytest.mark.long
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-kafka"], indirect=True)
 async def test_a_member_that_acknowledges_what_it_has_in_hand_is_found_out(world: World) -> None:

@@ -10,7 +10,7 @@ from tests.fault.setups import LASTS_S, wide
 from tests.fault.world import World
 
 
-@pytest.mark.parametrize("world", ["sqlitedisk-log", "postgresdisk-log"], indirect=True)
+@pytest.mark.parametrize("world", ["sqlitedisk-log", *wide("postgresdisk-log")], indirect=True)
 async def test_on_a_full_disk_business_and_outbox_rows_fail_together(world: World) -> None:
     """No half of a transaction may be left; and when there is room again, nobody has to restart anything."""
     disk = world.setup.disk
@@ -59,6 +59,7 @@ async def test_without_a_free_connection_everything_waits_and_goes_on_by_itself(
     world.shows(running, "ConnectionChanged", "connection_back", up=True)
 
 
+@pytest.mark.long
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
 async def test_an_event_that_is_stored_after_the_commit_is_found_to_be_missing(world: World) -> None:

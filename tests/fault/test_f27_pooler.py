@@ -9,7 +9,7 @@ from anyio import to_thread
 from tests.fault.setups import wide
 from tests.fault.world import World
 
-SETUPS = ["bouncer-kafka", "asyncpgbouncer-log", *wide("bouncer-log", "asyncpgbouncer-kafka")]
+SETUPS = ["bouncer-kafka", *wide("asyncpgbouncer-log", "bouncer-log", "asyncpgbouncer-kafka")]
 
 
 @pytest.mark.parametrize("world", SETUPS, indirect=True)

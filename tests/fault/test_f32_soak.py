@@ -20,6 +20,7 @@ AFTER_EACH = 15
 """So many entries must be handled after each fault: nothing is broken for good."""
 
 
+@pytest.mark.long
 @pytest.mark.timeout(MINUTES * 60 * 2 + 240, func_only=True)
 @pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log", "mariadb-log")], indirect=True)
 async def test_nothing_is_lost_doubled_or_stranded_whatever_happens_when(world: World) -> None:

@@ -7,7 +7,7 @@ from tests.fault.world import World
 
 
 @pytest.mark.parametrize(
-    "world", ["postgres-kafka", "postgres-log", *wide("mariadb-log", "bouncer-kafka")], indirect=True
+    "world", ["postgres-kafka", *wide("postgres-log", "mariadb-log", "bouncer-kafka")], indirect=True
 )
 async def test_a_database_that_is_killed_and_started_again_needs_no_restart_of_ours(world: World) -> None:
     """Databases are patched and fail over at night: who wakes people up for that is not used for long."""
