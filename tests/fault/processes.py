@@ -89,6 +89,12 @@ class Victim:
         taken = [moment for moment in self.moments("LanesChanged") if moment["lost"]]
         return len(taken) + self.logged("fence_rejected") + self.logged("log_lanes_lost")
 
+    def called_away(self) -> int:
+        """Records that were on their way when their lanes were no longer surely its own, or the broker took too long:
+        nobody knows whether they have arrived, so they go once more, in order.
+        """
+        return sum(self.said("called_away"))
+
     def footprint(self) -> Footprint:
         process = psutil.Process(self.pid)
         return Footprint(files=process.num_fds(), memory=process.memory_info().rss)

@@ -4,14 +4,20 @@ import anyio
 import pytest
 
 from tests.fault.invariants import InvariantBrokenError
+from tests.fault.parts import CONCURRENCY
 from tests.fault.setups import LASTS_S, wide
 from tests.fault.world import World
 
 BACKED_OFF_S = 2.0
 """Waits between two tries double from a tenth of a second to a second."""
 
-LOOPS = 4
-"""Of a process that ask the database by themselves: claims, lanes and wake-ups of the relay, and the worker."""
+LOOPS = 4 + CONCURRENCY
+"""That ask the database: claims, lanes and wake-ups of the relay, what is to be retried of the worker, and each handler
+that the outage met at work.
+"""
+
+PARTS = 4
+"""That say that they are cut off: outbox, wake-ups, inbox, and what is cleaned up."""
 
 
 @pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log", "mariadb-log")], indirect=True)
@@ -44,10 +50,10 @@ async def test_a_database_that_is_away_for_a_while_is_asked_once_a_second_and_th
     await world.quiet()
 
     await world.check()
-    assert 0 < tries_a_second <= LOOPS * 1.5, f"{tries_a_second:.1f} tries a second"
+    assert 0 < tries_a_second <= LOOPS * 1.25, f"{tries_a_second:.1f} tries a second"
     assert degraded["status"] == "degraded"
     assert "the outbox is away" in degraded["reasons"]
-    assert len(running.moments("ConnectionChanged", up=False)) <= LOOPS, "an outage is said once by each, not each try"
+    assert len(running.moments("ConnectionChanged", up=False)) <= PARTS, "an outage is said once by each, not each try"
     world.shows(running, "ConnectionChanged", "connection_lost", up=False)
     world.shows(running, "ConnectionChanged", "connection_back", up=True)
 

@@ -1,5 +1,6 @@
 """What a victim tells the harness while it lives: lines of JSON, its log, and the sink."""
 
+import asyncio
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ class SayMoments:
 
 
 class NotesBatches:
-    """Notes at the sink which lanes are on their way to the broker, from when to when."""
+    """Notes at the sink which lanes are on their way to the broker, from when to when; says what was called away."""
 
     def __init__(self, broker: Any, sink: Sink) -> None:
         self._broker = broker
@@ -45,7 +46,11 @@ class NotesBatches:
         with ExitStack() as spans:
             for lane, count in lanes.items():
                 spans.enter_context(self._sink.span("publish", str(lane), count))
-            return await self._broker.publish(envelopes)
+            try:
+                return await self._broker.publish(envelopes)
+            except asyncio.CancelledError:
+                say(called_away=len(envelopes))
+                raise
 
 
 class WithActions(logging.Formatter):

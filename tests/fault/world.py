@@ -472,11 +472,11 @@ class World:
             unhandled: So many entries have no effect because of that.
             ordered: Whether there is an order to keep (I4).
             at_most_repeats: Instead of what the faults so far may have caused (I5). What a process that was too slow
-                lost to another comes on top.
+                lost to another, or called away from the broker, comes on top.
         """
         if at_most_repeats is None:
             at_most_repeats = self.cut_off * IN_FLIGHT
-        at_most_repeats += sum(victim.leases_lost() for victim in self._victims) * IN_FLIGHT
+        at_most_repeats += sum(victim.leases_lost() * IN_FLIGHT + victim.called_away() for victim in self._victims)
         await self.sampler.look()
         try:
             await self._check(parked, unhandled, at_most_repeats)
