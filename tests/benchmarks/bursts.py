@@ -13,6 +13,7 @@ from time import perf_counter
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cqrs_decor.lanes import HeldLane
 from cqrs_decor.parts import open_store
 from cqrs_decor.store import Store
 from tests.benchmarks.backlog import fill, require_order, table_size, until_empty
@@ -76,8 +77,7 @@ async def _claim_ms(engine: AsyncEngine) -> float:
     store: Store = open_store(engine)
     await store.open()
     try:
-        taken = await store.outbox.acquire("benchmark", timedelta(minutes=5), store.outbox.lane_count, in_hand=1)
-        lanes = [each.lane for each in taken]
+        lanes = await _all_lanes(store)
         times: list[float] = []
         for _ in range(21):
             began = perf_counter()
@@ -88,6 +88,16 @@ async def _claim_ms(engine: AsyncEngine) -> float:
         return statistics.median(times)
     finally:
         await store.close()
+
+
+async def _all_lanes(store: Store) -> list[HeldLane]:
+    """Those of a relay that was killed come when its lease has ended."""
+    lanes: list[HeldLane] = []
+    while len(lanes) < store.outbox.lane_count:
+        taken = await store.outbox.acquire("benchmark", timedelta(minutes=5), store.outbox.lane_count, in_hand=1)
+        lanes += [each.lane for each in taken]
+        await asyncio.sleep(0.2)
+    return lanes
 
 
 @asynccontextmanager
