@@ -195,4 +195,6 @@ def _scenario(request: pytest.FixtureRequest) -> tuple[str, str, bool]:
 
 def _error_of(request: pytest.FixtureRequest) -> str | None:
     call = request.node.stash.get(_outcome, None)
-    return None if call is None or call.excinfo is None else call.excinfo.exconly()[:300]
+    if call is None or call.excinfo is None:
+        return None
+    return call.excinfo.exconly().partition("\n--- ")[0].removeprefix("tests.fault.invariants.")[:300]
