@@ -10,6 +10,7 @@ from sqlalchemy import (
     Text,
     TextClause,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -25,6 +26,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from cqrs_decor_sqlalchemy.columns import DatabaseLater, DatabaseNow, among
 from cqrs_decor_sqlalchemy.database import IDLE_LIMIT
+from cqrs_decor_sqlalchemy.lower_bound import PUT_BACK
 from cqrs_decor_sqlalchemy.tables import Tables
 
 _RELAY = "relay"
@@ -71,10 +73,11 @@ class LaneQueries:
             .values(marked=bindparam("in_hand"), crashes=bindparam("count"))
         )
         self.unmark = update(tables.lanes).where(ours).values(marked=null(), crashes=0)
+        first = bindparam("first", type_=BigInteger())
         self.lower = (
             update(tables.lanes)
-            .where(lanes.lane == bindparam("number"), lanes.low_id > bindparam("first"))
-            .values(low_id=bindparam("first"))
+            .where(lanes.lane == bindparam("number"))
+            .values(low_id=case((lanes.low_id > first, first), else_=lanes.low_id), seen_id=PUT_BACK)
         )
         self.all = select(lanes.lane, lanes.owner, lanes.lease_until, DatabaseNow().label("now")).order_by(lanes.lane)
 

@@ -1,7 +1,9 @@
 """Claims begin at a bound that moves on with what was settled, and no record that is committed late is below it."""
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from itertools import count
 
 import pytest
 import pytest_asyncio
@@ -12,9 +14,9 @@ from cqrs_decor.envelope import Envelope
 from cqrs_decor.lanes import LANES, HeldLane
 from cqrs_decor.outbox import FailedRecord, Settlement
 from cqrs_decor.testing.conformance.kit import sample
-from cqrs_decor_sqlalchemy import SqlAlchemyStore
+from cqrs_decor_sqlalchemy import SqlAlchemyStore, lower_bound
 from cqrs_decor_sqlalchemy.columns import DatabaseNow
-from cqrs_decor_sqlalchemy.lower_bound import LowerBound
+from cqrs_decor_sqlalchemy.lower_bound import Look, LowerBound
 from cqrs_decor_sqlalchemy.outbox_lanes import OutboxLanes
 from cqrs_decor_sqlalchemy.records import record_row
 
@@ -40,11 +42,11 @@ async def store(url: str) -> AsyncIterator[SqlAlchemyStore]:
 class Blind(LowerBound):
     """The negative control: it believes that nobody writes."""
 
-    async def move(self, connection: AsyncConnection, lanes: Sequence[object]) -> None:
+    async def look(self, connection: AsyncConnection, lanes: Sequence[int]) -> Look | None:
         self._queries.writers = text(
             "SELECT NULL AS writer, false AS prepared FROM pg_class WHERE CAST(:table AS text) IS NULL"
         )
-        await super().move(connection, lanes)
+        return await super().look(connection, lanes)
 
 
 async def hold(store: SqlAlchemyStore, limit: int = LANES) -> list[HeldLane]:
@@ -67,13 +69,29 @@ async def deliver_all(store: SqlAlchemyStore, lanes: Sequence[HeldLane]) -> list
 
 async def look(store: SqlAlchemyStore, bound: LowerBound, lanes: Sequence[HeldLane], times: int = 3) -> int:
     """Look so many times; returns the lowest bound of the lanes then."""
+    for _ in range(times):
+        await act_upon(store, bound, lanes, await seen(store, bound, lanes))
+    return await lowest_bound(store)
+
+
+async def seen(store: SqlAlchemyStore, bound: LowerBound, lanes: Sequence[HeldLane]) -> Look | None:
+    """The first half of a look, which locks nothing."""
+    return await store.database.read(lambda connection: bound.look(connection, [lane.number for lane in lanes]))
+
+
+async def act_upon(store: SqlAlchemyStore, bound: LowerBound, lanes: Sequence[HeldLane], found: Look | None) -> None:
+    """The second half."""
     locking = OutboxLanes(store.database, bound)
 
     async def work(connection: AsyncConnection) -> None:
-        await bound.move(connection, await locking.lock(connection, lanes))
+        rows = await locking.lock(connection, lanes)
+        if found is not None:
+            await bound.move(connection, found, rows)
 
-    for _ in range(times):
-        await store.database.write(work)
+    await store.database.write(work)
+
+
+async def lowest_bound(store: SqlAlchemyStore) -> int:
     async with store.database.engine.connect() as connection:
         lowest: int | None = await connection.scalar(text("SELECT min(low_id) FROM cqrs_outbox_lane"))
     assert lowest is not None
@@ -162,6 +180,71 @@ async def test_a_parked_record_that_is_retried_is_claimed_below_the_bound(store)
 
     assert passed == 4
     assert [record.id for record in await store.outbox.claim(lanes, 10)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_a_retry_while_the_bound_is_looked_for_is_not_passed(store, noticed):
+    """The look locks nothing, so an operator may put a record back where it has found none: it counts no longer."""
+    bound = LowerBound(store.database.tables, store.database.engine.dialect)
+    lanes = await hold(store)
+    await write(store, *(sample("orders", "a") for _ in range(3)))
+    [first, *_] = await store.outbox.claim(lanes, 1)
+    await store.outbox.settle(Settlement(lanes=lanes, failed=[FailedRecord(record=first, error="no", delay=None)]))
+    await look(store, bound, lanes, times=1)
+    found = await seen(store, bound, lanes)
+    await store.outbox.retry([first.id], who="ada")
+    if not noticed:
+        async with store.database.engine.begin() as connection:
+            await connection.execute(text("UPDATE cqrs_outbox_lane SET seen_id = 3"))
+    await act_upon(store, bound, lanes, found)
+
+    claimed = [record.id for record in await store.outbox.claim(lanes, 10)]
+
+    assert claimed == ([1, 2, 3] if noticed else []), "without the word of the operator's action it is lost"
+
+
+async def test_what_was_found_on_another_server_does_not_count(store):
+    """After a failover the new one may have lost the last settlements: their records are there again."""
+    bound = LowerBound(store.database.tables, store.database.engine.dialect)
+    lanes = await hold(store)
+    await write(store, sample("orders"))
+    await deliver_all(store, lanes)
+    await look(store, bound, lanes, times=1)
+    found = await seen(store, bound, lanes)
+    assert found is not None
+    await act_upon(store, bound, lanes, replace(found, server=found.server - timedelta(days=1)))
+    elsewhere = await lowest_bound(store)
+    await act_upon(store, bound, lanes, found)
+
+    assert elsewhere == 0
+
+
+async def test_nobody_waits_while_the_bound_is_looked_for(store):
+    """Over a million dead rows the scan takes longer than a lease: it must hold no lock meanwhile."""
+    lanes = await hold(store)
+    await write(store, sample("orders"))
+    bound = LowerBound(store.database.tables, store.database.engine.dialect)
+    async with store.database.engine.connect() as connection:
+        await bound.look(connection, [lane.number for lane in lanes])
+
+        renewal = await store.outbox.renew("relay", lanes, LEASE)
+        assert await deliver_all(store, lanes) != []
+
+    assert len(renewal.held) == LANES
+
+
+async def test_a_scan_goes_on_where_the_last_one_ended(store, monkeypatch):
+    """It passes as much as its time allows, and comes back soon for the rest."""
+    moments = count(step=0.3)  # one stretch in its time
+    bound = LowerBound(store.database.tables, store.database.engine.dialect, lambda: next(moments))
+    lanes = await hold(store)
+    await write(store, *(sample("orders", f"{n}") for n in range(50)))
+    await deliver_all(store, lanes)
+    monkeypatch.setattr(lower_bound, "_FIRST_STRETCH", 20)
+
+    moved = [await look(store, bound, lanes, times=1) for _ in range(5)]
+
+    assert moved == [0, 20, 40, 51, 51]
 
 
 async def test_an_old_snapshot_does_not_hold_the_bound(store, url):
