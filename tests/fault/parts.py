@@ -1,5 +1,6 @@
 """Store, broker and settings of a victim: those of the library, with short leases, since a test waits for their end."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -29,7 +30,8 @@ SETTINGS: dict[str, Any] = {
     "worker_concurrency": CONCURRENCY,
 }
 
-CALM = ("--set", '{"lease_s": 8, "publish_timeout_s": 5}')
+CALM_LEASE_S = 8
+CALM = ("--set", json.dumps({"lease_s": CALM_LEASE_S, "publish_timeout_s": 5}))
 """For scenarios in which nothing may come twice. On a busy machine a renewal may be late. With the short lease a relay
 then calls away the batch that flies, since its lanes are not surely its own any more; nobody knows whether it has
 arrived, so it goes once more, in order: repeats without a fault, as many as were called away.

@@ -27,6 +27,7 @@ async def test_a_batch_whose_acknowledgement_was_lost_is_repeated_without_a_seco
 
     await until(has_arrived, "the broker had a batch", 20, world.logs)
     assert await world.ledger.pending() > 0, "the relay cannot know, and says it does"
+    await relay.notices("ConnectionChanged", part="the broker", up=False)
     proxy.heal()
     world.start("work")
     await world.quiet()

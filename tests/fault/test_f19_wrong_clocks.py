@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fault.parts import CALM
+from tests.fault.parts import CALM, CALM_LEASE_S
 from tests.fault.processes import Victim
 from tests.fault.setups import wide
 from tests.fault.world import World
@@ -24,7 +24,7 @@ async def test_a_relay_with_a_wrong_clock_takes_nothing_early(world: World) -> N
     await sender.ends_well()
     await world.quiet()
 
-    await world.check(at_most_repeats=0)
+    await world.check(at_most_repeats=0, lease_s=CALM_LEASE_S)
     _nobody_was_robbed(right, wrong)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.fault.invariants import InvariantBrokenError
-from tests.fault.parts import CALM
+from tests.fault.parts import CALM, CALM_LEASE_S
 from tests.fault.processes import until
 from tests.fault.setups import wide
 from tests.fault.world import World
@@ -43,7 +43,7 @@ async def test_only_what_was_refused_is_tried_again_and_holds_back_its_key(world
     await sender.ends_well()
     await world.quiet()
 
-    await world.check(at_most_repeats=0)
+    await world.check(at_most_repeats=0, lease_s=CALM_LEASE_S)
     assert sum(batch["rescheduled"] for batch in relay.moments("BatchPublished")) > 0, "nothing was refused"
     world.shows(relay, "BatchPublished", "record_rescheduled")
 

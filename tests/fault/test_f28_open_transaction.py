@@ -4,7 +4,7 @@ import anyio
 import pytest
 
 from tests.fault.invariants import InvariantBrokenError
-from tests.fault.parts import CALM
+from tests.fault.parts import CALM, CALM_LEASE_S
 from tests.fault.setups import LASTS_S, wide
 from tests.fault.world import AGGREGATES, World
 
@@ -29,7 +29,7 @@ async def test_a_row_that_is_committed_late_is_delivered_and_others_do_not_wait(
     await world.handles(210)
     await world.quiet()
 
-    await world.check(at_most_repeats=0)
+    await world.check(at_most_repeats=0, lease_s=CALM_LEASE_S)
     assert running.is_alive
 
 
