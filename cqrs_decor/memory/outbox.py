@@ -36,6 +36,7 @@ class _Row:
     due: float | None = None
     due_at: datetime | None = None
     parked: bool = False
+    retries: int = 0
 
     @property
     def order(self) -> tuple[str, str] | None:
@@ -184,7 +185,18 @@ class MemoryOutbox:
         return [_claimed(row, self._mark(row)) for row in firsts if row is not None and row.id <= until]
 
     def _first_due(self, lane: int) -> _Row | None:
-        return next((row for row, state in self._walk([lane]) if state == "due"), None)
+        """The marked record, where it is due and the first of its key that is there; else the first that is due."""
+        first: _Row | None = None
+        seen: set[object] = set()
+        mark = self._lanes[lane].mark
+        for row, state in self._walk([lane]):
+            if state == "due" and first is None:
+                first = row
+            if mark is not None and row.id == mark.record and state == "due" and row.order not in seen:
+                return row
+            if row.order is not None:
+                seen.add(row.order)
+        return first
 
     def _mark(self, row: _Row) -> int:
         """Note that its lane goes with this record in hand; how many vanished with it before."""
@@ -251,6 +263,7 @@ class MemoryOutbox:
         rows = [row for row in self._all_rows() if row.id in ids and row.parked]
         for row in rows:
             row.parked, row.attempts, row.due, row.due_at = False, 0, None, None
+            row.retries += 1
         _logger.info("outbox records retried", extra={"action": "outbox_retried", "who": who, "count": len(rows)})
         return len(rows)
 
@@ -322,6 +335,7 @@ def _stored(row: _Row, state: str) -> StoredRecord:
         error=row.error,
         written_at=row.written_at,
         due_at=row.due_at,
+        retries=row.retries,
     )
 
 

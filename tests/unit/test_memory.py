@@ -12,7 +12,7 @@ from cqrs_decor.broker import Partition, Subscription
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import BadUrlError, LaneLostError, UnitOfWorkClosedError, UnsupportedError
 from cqrs_decor.inbox import Noted
-from cqrs_decor.lanes import lane_of
+from cqrs_decor.lanes import LANES, lane_of
 from cqrs_decor.memory import MemoryBroker, MemoryStore
 from cqrs_decor.outbox import FailedRecord, OutboxFilter, Settlement
 from cqrs_decor.testing.clock import FakeClock
@@ -287,3 +287,19 @@ async def test_findings_are_good_news() -> None:
 
     assert {finding.severity for finding in findings} == {"ok"}
     assert MemoryStore().log_broker() is None
+
+
+async def test_the_outbox_knows_how_often_a_record_was_retried() -> None:
+    """The loop guard of `outbox retry` is tried out on memory as well."""
+    store = MemoryStore()
+    transaction = await store.begin()
+    transaction.add([sample("orders", "a")])
+    await transaction.commit()
+    lanes = [taken.lane for taken in await store.outbox.acquire("relay", timedelta(minutes=5), LANES, in_hand=9)]
+
+    for _ in range(2):
+        [record] = await store.outbox.claim(lanes, 10)
+        await store.outbox.settle(Settlement(lanes=lanes, failed=[FailedRecord(record=record, error="no", delay=None)]))
+        await store.outbox.retry([record.id], who="ada")
+
+    assert [record.retries for record in await store.outbox.find(OutboxFilter())] == [2]

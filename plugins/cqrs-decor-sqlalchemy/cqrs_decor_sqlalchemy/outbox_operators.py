@@ -26,10 +26,17 @@ class OutboxOperators:
         queries = self._queries.matching(wanted)
 
         async def work(connection: AsyncConnection) -> list[StoredRecord]:
-            found = [_stored(row) for query in queries for row in await connection.execute(query)]
-            return sorted(found, key=lambda record: record.id)[: wanted.limit]
+            found = [row for query in queries for row in await connection.execute(query)]
+            rows = sorted(found, key=lambda row: row.id)[: wanted.limit]
+            retries = await self._retries(connection, [row.id for row in rows if row.state != DELIVERED])
+            return [_stored(row, retries.get(row.id, 0)) for row in rows]
 
         return await self._database.read(work)
+
+    async def _retries(self, connection: AsyncConnection, ids: Collection[int]) -> dict[int, int]:
+        if not ids:
+            return {}
+        return {row[0]: row[1] for row in await connection.execute(self._queries.retries, {"ids": list(ids)})}
 
     async def replay(self, ids: Collection[int], *, who: str) -> int:
         async def work(connection: AsyncConnection) -> int:
@@ -46,6 +53,7 @@ class OutboxOperators:
 class _Queries:
     def __init__(self, tables: Tables, dialect: str) -> None:
         outbox, holds, parked, history = tables.outbox.c, tables.holds.c, tables.parked.c, tables.history.c
+        log = tables.operator_log.c
         self._tables = tables
         self._part_of = func.strpos if dialect == "postgresql" else func.instr
 
@@ -68,6 +76,12 @@ class _Queries:
             null().label("due_at"),
         )
 
+        # The whole log of what operators did, which is as short as their days.
+        self.retries = (
+            select(log.record_id, func.count())
+            .where(log.kind == "outbox", log.action == "retry", among(log.record_id, "ids", dialect))
+            .group_by(log.record_id)
+        )
         # Primary key. Ids are given in the order of the rows: each record comes after those that it came after before.
         self.kept = select(history.id).where(among(history.id, "ids", dialect)).order_by(history.id).with_for_update()
         self.write_again = insert(tables.outbox).from_select(
@@ -110,7 +124,7 @@ class _Queries:
         return query.order_by(column.id).limit(wanted.limit)
 
 
-def _stored(row: Any) -> StoredRecord:
+def _stored(row: Any, retries: int) -> StoredRecord:
     return StoredRecord(
         id=row.id,
         lane=row.lane,
@@ -120,4 +134,5 @@ def _stored(row: Any) -> StoredRecord:
         error=row.error,
         written_at=row.written_at,
         due_at=row.due_at,
+        retries=retries,
     )
