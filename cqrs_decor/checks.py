@@ -126,24 +126,38 @@ def setting_faults(
     yield from _connection_faults(settings, store, run)
 
 
-def needed_connections(settings: Settings, run: Literal["relay", "worker", "all", "none"] | None) -> int:
-    """How many connections to the database the loops of one process may want at the same time."""
-    relay = _RELAY_CONNECTIONS if run in ("relay", "all") else 0
-    worker = settings.worker_concurrency + _SPARE_CONNECTIONS if run in ("worker", "all") else 0
-    return relay + worker
+def fitting_concurrency(settings: Settings, store: Store, *, beside_a_relay: bool) -> int:
+    """How many handlers a worker runs at a time. One that nobody set must not ask for more connections than there are;
+    where only one can write at a time, handlers side by side would only wait for each other.
+    """
+    if "worker_concurrency" in settings.model_fields_set:
+        return settings.worker_concurrency
+    if not store.card.concurrent_writers:
+        return 1
+    limit = _limit_of(store)
+    if limit is None:
+        return settings.worker_concurrency
+    left = limit - _SPARE_CONNECTIONS - (_RELAY_CONNECTIONS if beside_a_relay else 0)
+    return max(1, min(settings.worker_concurrency, left))
+
+
+def _limit_of(store: Store) -> int | None:
+    return store.connections if isinstance(store, LimitsConnections) else None
 
 
 def _connection_faults(
     settings: Settings, store: Store, run: Literal["relay", "worker", "all", "none"] | None
 ) -> Iterator[CqrsDecorError]:
     """Where there is only one writer, nobody gains by more connections, and handlers wait for each other anyway."""
-    limit = store.connections if isinstance(store, LimitsConnections) else None
-    needed = needed_connections(settings, run)
+    limit = _limit_of(store)
+    handlers = fitting_concurrency(settings, store, beside_a_relay=run == "all") if run in ("worker", "all") else 0
+    relay = _RELAY_CONNECTIONS if run in ("relay", "all") else 0
+    needed = relay + (handlers + _SPARE_CONNECTIONS if handlers else 0)
     if limit is not None and store.card.concurrent_writers and limit < needed:
         yield _contradiction(
             ("worker_concurrency",),
-            f"{settings.worker_concurrency} handlers at a time and the loops want {needed} connections, and "
-            f"{store.name} has {limit} at most",
+            f"{handlers} handlers at a time and the loops want {needed} connections, and {store.name} has {limit} at "
+            "most",
             "give the engine a larger pool (pool_size, max_overflow), or lower worker_concurrency",
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 
 from cqrs_decor.assembly import Configuration, Hook, Parts, Run, signed
+from cqrs_decor.checks import fitting_concurrency
 from cqrs_decor.codec import Codec, JsonCodec
 from cqrs_decor.context import MessageContext, Origin
 from cqrs_decor.dependencies import AppValues
@@ -138,12 +139,6 @@ class Running:
                 "relay", self.relay.run, self._configuration.clock, self.parts.observers
             )
 
-    def _concurrency(self) -> int:
-        """Where only one can write at a time, handlers side by side would only wait for each other."""
-        settings = self._settings
-        alone = not self.parts.store.card.concurrent_writers and "worker_concurrency" not in settings.model_fields_set
-        return 1 if alone else settings.worker_concurrency
-
     async def _start_worker(self) -> None:
         if self.worker is None:
             self.worker = Worker(
@@ -154,7 +149,9 @@ class Running:
                 self.parts.examined.routes,
                 {self._codec.content_type: self._codec},
                 limits=WorkerLimits(
-                    concurrency=self._concurrency(),
+                    concurrency=fitting_concurrency(
+                        self._settings, self.parts.store, beside_a_relay=self.relay is not None
+                    ),
                     prefetch=self._settings.worker_prefetch,
                     batch=self._settings.worker_batch,
                     max_body_bytes=self._settings.max_body_bytes,

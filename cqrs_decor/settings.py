@@ -45,7 +45,7 @@ class Settings(BaseModel):
         log_group_days: A group of that broker that nobody was in for so long is given up.
         worker_prefetch: Messages that a worker has in memory at most.
         worker_concurrency: Keys that a worker handles at a time, no more than it may have in memory; unless set, 1 on a
-            database with one writer (SQLite).
+            database with one writer (SQLite), and no more than the engine's pool has connections for.
         worker_batch: Messages of an optimistic batch at most, no more than a worker may have in memory.
         drain_limit_s: A stop waits this long for work in flight.
         max_event_depth: Domain events may follow domain events this deep.

@@ -6,7 +6,7 @@ import pytest
 
 from cqrs_decor import Registry, Settings, bootstrap
 from cqrs_decor.assembly import Run
-from cqrs_decor.checks import setting_faults
+from cqrs_decor.checks import fitting_concurrency, setting_faults
 from cqrs_decor.errors import SettingError
 from cqrs_decor.memory import MemoryStore
 
@@ -190,3 +190,18 @@ def test_a_pool_that_is_too_small_for_what_runs_stops_the_start(
     faults = list(setting_faults(Settings(worker_concurrency=concurrency), store, run))
 
     assert [type(fault) for fault in faults] == [SettingError] * refused
+
+
+@pytest.mark.parametrize(
+    ("limit", "beside_a_relay", "handlers"),
+    [(None, True, 16), (30, True, 16), (15, True, 6), (15, False, 12), (5, True, 1)],
+)
+def test_unless_it_is_set_a_worker_runs_as_many_handlers_as_there_are_connections_for(
+    limit: int | None, beside_a_relay: bool, handlers: int
+) -> None:
+    """An engine as `create_async_engine` makes it has 15: it must not be refused for a setting that nobody gave."""
+    store = _StoreWithPool()
+    store.connections = limit
+
+    assert fitting_concurrency(Settings(), store, beside_a_relay=beside_a_relay) == handlers
+    assert fitting_concurrency(Settings(worker_concurrency=40), store, beside_a_relay=beside_a_relay) == 40

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, cast
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
-    AsyncConnection,
     AsyncEngine,
     AsyncSession,
     async_sessionmaker,
@@ -20,6 +19,7 @@ from cqrs_decor.envelope import Envelope
 from cqrs_decor.errors import AutocommitRefusedError, CqrsDecorError, UnsupportedError
 from cqrs_decor.findings import Finding
 from cqrs_decor.store import Retention, StoreCard
+from cqrs_decor_sqlalchemy.checks import connections_of, server_findings
 from cqrs_decor_sqlalchemy.database import Database
 from cqrs_decor_sqlalchemy.dialects import check_sqlite_engine, prepare_sqlite_engine, read_only_engine
 from cqrs_decor_sqlalchemy.errors import is_transient, is_unavailable
@@ -51,6 +51,9 @@ class SqlAlchemyStore:
         source: Your engine, or your sessionmaker: its pool, session class and `expire_on_commit` stay as they are.
         tables: Where the store's tables are described, e.g. `Tables(metadata=Base.metadata)`.
         settings: Limits and durability.
+
+    Attributes:
+        connections: How many its pool may have open at a time; None where there is no limit.
     """
 
     card: ClassVar[StoreCard] = StoreCard(
@@ -71,6 +74,7 @@ class SqlAlchemyStore:
         self.settings = settings or StoreSettings()
         self.database = Database(engine, tables or Tables(), self.settings)
         self.name = self.database.name
+        self.connections = connections_of(engine)
         self.outbox = SqlAlchemyOutbox(self.database)
         self.outbox.wake_ups = wake_ups_of(self.database)
         self.inbox = SqlAlchemyInbox(self.database)
@@ -171,19 +175,7 @@ class SqlAlchemyStore:
         if engine.dialect.name == "sqlite":
             check_sqlite_engine(engine)
 
-        async def work(connection: AsyncConnection) -> list[Finding]:
-            version = ".".join(str(part) for part in connection.dialect.server_version_info or ())
-            level = await connection.get_isolation_level()
-            findings = [
-                Finding.ok(f"{self.name} answers: {connection.dialect.name} {version} by {connection.dialect.driver}"),
-                Finding.ok(f"isolation level {level}"),
-            ]
-            if connection.dialect.name == "sqlite":
-                mode = await connection.exec_driver_sql("PRAGMA journal_mode")
-                findings.append(Finding.ok(f"journal mode {mode.scalar()}"))
-            return findings
-
-        return await self.database.read(work)
+        return await server_findings(self.database)
 
 
 def make_engine(url: str, settings: StoreSettings) -> AsyncEngine:

@@ -126,11 +126,11 @@ def test_a_pool_that_is_too_small_for_the_loops_is_a_warning_where_they_do_not_r
     """The web process that the doctor is asked about may need no more; the worker with the same settings does."""
 
     class Pooled(MemoryStore):
-        connections = 10
+        connections = 8
 
     app_with(database=Pooled(), run="none")
 
     [finding] = findings(cli("doctor", "--json"), "settings")
 
     assert finding["severity"] == "warning"
-    assert "want 25 connections, and memory:// has 10 at most" in finding["problem"]
+    assert "want 10 connections, and memory:// has 8 at most" in finding["problem"]
