@@ -14,6 +14,8 @@ from cqrs_decor.observers import ConnectionChanged, FenceRejected, PartitionsPau
 from cqrs_decor.outbox import Backlog
 from cqrs_decor.testing.clock import FakeClock
 
+pytestmark = pytest.mark.feature("B11")
+
 
 class Loop:
     """A relay or a worker, as far as health looks at it."""

@@ -19,7 +19,7 @@ from cqrs_decor.wakeups import WakeUpSender
 from tests.unit.apps import app_of, eventually
 from tests.unit.relay_bench import Bench, MoodyBroker, Node, act, pass_time, record, running
 
-pytestmark = pytest.mark.feature("O4")
+pytestmark = pytest.mark.feature("O6")
 
 
 class MoodyWakeUps(MemoryWakeUps):

@@ -16,6 +16,8 @@ from cqrs_decor_sqlalchemy import SqlAlchemyStore, StoreSettings, Tables
 from cqrs_decor_sqlalchemy.wake_up_channel import channel_of
 from cqrs_decor_sqlalchemy.wake_ups import SqlAlchemyWakeUps
 
+pytestmark = pytest.mark.feature("O6")
+
 PATIENCE_S = 10.0
 
 

@@ -72,7 +72,7 @@ async def shop(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     await store.close()
 
 
-@pytest.mark.feature("U2")
+@pytest.mark.feature("B5")
 async def test_what_fails_again_and_again_is_left_alone_by_a_retry_of_all(shop: Shop) -> None:
     """Three times unless told otherwise; who names its id wants it all the same."""
     transaction = await shop.store.begin()

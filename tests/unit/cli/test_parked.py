@@ -16,6 +16,8 @@ from cqrs_decor.store import Retention
 from tests.unit.cli.conftest import Cli
 from tests.unit.cli.desk import Desk, message, record
 
+pytestmark = pytest.mark.feature("B5")
+
 
 @pytest.fixture
 def desk(app_with: Callable[..., App]) -> Desk:
