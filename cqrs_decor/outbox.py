@@ -244,6 +244,9 @@ class OutboxStore(Protocol):
         the same transaction: a mark that stands there for the same record already counts one crash more, the one for
         another is replaced.
 
+        Where a marked record is due, it is the one that is taken, unless an earlier record of its key is there: what
+        becomes due before it now and then must not acquit it.
+
         A lane for which none comes back has none that is due. In other things like `claim`.
 
         Raises:

@@ -179,7 +179,8 @@ class Relay:
         to_publish, claimed = anyio.create_memory_object_stream[_Batch](1)
         to_settle, published = anyio.create_memory_object_stream[_Batch](1)
         try:
-            async with anyio.create_task_group() as tasks:
+            # Closed last: a task that is cancelled must not find the one it hands on to gone, and call that a fault.
+            async with claimed, published, anyio.create_task_group() as tasks:
                 tasks.start_soon(self._hold_lanes)
                 if self._listening is not None:
                     tasks.start_soon(self._listening.run)
@@ -371,7 +372,7 @@ class Relay:
     async def _publish_all(
         self, claimed: MemoryObjectReceiveStream[_Batch], to_settle: MemoryObjectSendStream[_Batch]
     ) -> None:
-        async with claimed, to_settle:
+        async with to_settle:
             async for batch in claimed:
                 batch.began = self._clock.elapsed()
                 await self._publish(batch)
@@ -481,14 +482,13 @@ class Relay:
     # --- settle -----------------------------------------------------------------------------------------------------
 
     async def _settle_all(self, published: MemoryObjectReceiveStream[_Batch]) -> None:
-        async with published:
-            async for batch in published:
-                await self._settle(batch)
-                self._flying.remove(batch)
-                self._in_flight.difference_update(record.id for record in batch.records)
-                self._wake.set()
-                if self._holding.surplus:
-                    self._look.set()
+        async for batch in published:
+            await self._settle(batch)
+            self._flying.remove(batch)
+            self._in_flight.difference_update(record.id for record in batch.records)
+            self._wake.set()
+            if self._holding.surplus:
+                self._look.set()
 
     async def _settle(self, batch: _Batch) -> None:
         """Record the outcome, without what belongs to a lane that was lost: its new owner repeats that."""

@@ -231,11 +231,16 @@ class Stepping:
     async def _go_on(self, partition: Partition, steps: _Steps) -> None:
         """The last step has been taken: what waits goes as ever. More may come in while it is being marked."""
         marked = True
-        while marked and steps.waiting[-1].delivery.position > self._until.get(partition, -1):
+        while marked and self._goes_beyond_its_mark(partition, steps.waiting):
             marked = await self._mark_ahead(list(steps.waiting))
         self._steps.pop(partition, None)
         for work in steps.waiting:
             self._dispatch(work)
+
+    def _goes_beyond_its_mark(self, partition: Partition, works: Iterable[Work]) -> bool:
+        """Whether any of these is uncovered. What was given up is never marked, so it is not waited for."""
+        until = self._until.get(partition, -1)
+        return any(not work.given_up and work.delivery.position > until for work in works)
 
     def _suspect(self, mark: Mark, crashes: int) -> None:
         place = f"{mark.topic}/{mark.partition}"

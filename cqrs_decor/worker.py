@@ -24,7 +24,13 @@ from cqrs_decor.codec import Codec
 from cqrs_decor.consuming import Consuming
 from cqrs_decor.crash_points import reach
 from cqrs_decor.envelope import Envelope
-from cqrs_decor.errors import BrokerUnavailableError, MessageKillsWorkersError, UnknownMessageTypeError, WireError
+from cqrs_decor.errors import (
+    BrokerUnavailableError,
+    MessageKillsWorkersError,
+    StoreUnavailableError,
+    UnknownMessageTypeError,
+    WireError,
+)
 from cqrs_decor.in_hand import InHand, QueueKey, Work
 from cqrs_decor.lanes import lane_of
 from cqrs_decor.observers import Observers, PartitionsPaused
@@ -397,6 +403,10 @@ class Worker:
             return await self._park(work, MessageKillsWorkersError(work.crashes))
         try:
             read = await self._read(work)
+        except StoreUnavailableError:
+            if work.given_up:  # its partition went to another reader while it waited to be alone
+                return False
+            raise
         except UnknownMessageTypeError as error:
             return not self._limits.park_unknown or await self._park(work, error)
         except WireError as error:

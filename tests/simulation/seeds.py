@@ -14,5 +14,5 @@ FOUND = {
     3: "after the last single step, what waited had been given up: the worker went round for ever without waiting",
 }
 
-OPEN = {1, 3}
+OPEN: set[int] = set()
 """Those of `FOUND` whose fault is not mended yet."""

@@ -2,8 +2,6 @@
 
 from datetime import timedelta
 
-import pytest
-
 from cqrs_decor.envelope import Envelope
 from cqrs_decor.lanes import HeldLane, lane_of
 from cqrs_decor.memory import MemoryStore
@@ -43,7 +41,6 @@ class Bench:
         )
 
 
-@pytest.mark.xfail(strict=True, reason="the mark of a lane is replaced by that of whatever is due before the accused")
 async def test_a_record_that_comes_due_before_it_does_not_acquit_the_accused() -> None:
     """A record that is tried again now and then would else keep one that kills relays from ever being parked."""
     bench = Bench()

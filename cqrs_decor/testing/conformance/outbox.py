@@ -653,6 +653,23 @@ class OutboxStoreConformance(Kit):
         assert suspicion.crashes == 1
 
     @_store_test
+    async def test_what_comes_due_before_it_does_not_acquit_the_marked_record(self, store: Store) -> None:
+        """A record that is tried again now and then would else keep one that kills relays from being found."""
+        first, killer = sample("orders", "a"), _in_lane_of("orders", "a")
+        await self._write(store, first, killer)
+        lanes = await self._hold(store, "killed", self.short)
+        [refused] = await store.outbox.step(lanes, until=_FAR)
+        await store.outbox.settle(Settlement(lanes=lanes, failed=[_failed(refused, self.short)], stepped=True))
+        [accused] = await store.outbox.step(lanes, until=_FAR)
+        await self.advance(self.short)
+        lanes = await self._hold(store, "heir")
+
+        [again] = await store.outbox.step(lanes, until=_FAR)
+
+        assert accused.envelope.id == killer.id
+        assert (again.id, again.crashes) == (accused.id, 1)
+
+    @_store_test
     async def test_a_settled_step_takes_the_mark_off(self, store: Store) -> None:
         """The record has been published and nobody vanished: it is cleared."""
         await self._write(store, *(sample("orders", "a") for _ in range(3)))

@@ -93,13 +93,22 @@ class SqlAlchemyOutbox:
         async def work(connection: AsyncConnection) -> Sequence[ClaimedRecord]:
             rows = await self._lanes.lock(connection, lanes)
             now = (await connection.execute(self._queries.prepare_step)).one()[0]
-            values = {"lanes": [lane.number for lane in lanes], "until": until, "now": now}
-            ids = [first for first in await connection.scalars(self._queries.firsts, values) if first is not None]
+            ids = await self._next_of_each(connection, rows, until, now)
             firsts = (await connection.execute(self._queries.records, {"ids": ids})).all() if ids else ()
             crashes = await self._lanes.mark(connection, rows, {row.lane: row.id for row in firsts})
             return claimed_records(firsts, [crashes[row.lane] for row in firsts])
 
         return await self._database.write(work) if lanes else []
+
+    async def _next_of_each(self, connection: AsyncConnection, lanes: Sequence[Any], until: int, now: Any) -> list[int]:
+        """What stands accused where it is due, else what is first; the lanes are locked."""
+        marked = [lane.marked for lane in lanes if lane.marked is not None and lane.marked <= until]
+        accused = (await connection.execute(self._queries.accused, {"ids": marked, "now": now})).all() if marked else ()
+        decided = {row.lane for row in accused}
+        others = [lane.lane for lane in lanes if lane.lane not in decided]
+        values = {"lanes": others, "until": until, "now": now}
+        firsts = await connection.scalars(self._queries.firsts, values) if others else ()
+        return [row.id for row in accused] + [first for first in firsts if first is not None]
 
     async def unmark(self, lanes: Sequence[HeldLane]) -> None:
         await self._lanes.unmark(lanes)

@@ -255,6 +255,13 @@ class StepsWithTheWholeLane(MemoryOutbox):
         return [each for each in await self.claim(lanes, 1_000) if each.id <= until]
 
 
+class AcquitsByWhatComesDue(MemoryOutbox):
+    """Steps from the head of the lane, whatever is marked."""
+
+    def _first_due(self, lane: int) -> _Row | None:
+        return next((row for row, state in self._walk([lane]) if state == "due"), None)
+
+
 class StepsAboveUntil(MemoryOutbox):
     async def step(self, lanes: Sequence[HeldLane], *, until: int) -> Sequence[ClaimedRecord]:
         return await super().step(lanes, until=2**63)

@@ -164,6 +164,7 @@ FAULTY_OUTBOXES: dict[type[Any], str] = {
     stores.SuspectsOnlyTheFirst: "test_the_records_in_hand_are_those_of_all_its_lanes",
     stores.CountsACrashOnlyAtSettle: "test_crashes_in_a_row_are_counted_before_the_record_is_published",
     stores.StepsWithTheWholeLane: "test_a_step_takes_the_first_due_record_of_each_lane",
+    stores.AcquitsByWhatComesDue: "test_what_comes_due_before_it_does_not_acquit_the_marked_record",
     stores.StepsAboveUntil: "test_a_step_goes_no_further_than_until",
     stores.StumblesAtTheHeadOfALane: "test_a_step_passes_over_what_is_held_back",
     stores.StepsUnderAnyFence: "test_a_step_under_an_old_fence_is_refused_and_marks_nothing",
