@@ -85,9 +85,7 @@ class _CleanersLease:
             .where(*mine, or_(members.seen_until <= DatabaseNow(), members.seen_until == known))
             .values(seen_until=DatabaseLater("seconds"))
         )
-        self._end = (
-            update(tables.members).where(*mine, members.seen_until == known).values(seen_until=DatabaseNow())
-        )
+        self._end = update(tables.members).where(*mine, members.seen_until == known).values(seen_until=DatabaseNow())
         self._look = select(members.seen_until).where(*mine)
         self._add = _insert_unless_there(tables.members, dialect).values(
             owner=_CLEANER, kind=_CLEANER, seen_until=DatabaseNow()
