@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -222,11 +222,22 @@ class Stepping:
 
     @asynccontextmanager
     async def _alone(self, mark: Mark, work: Work) -> AsyncGenerator[None, None]:
-        """With nothing else running in this worker: should it vanish again, it was this message."""
+        """With nothing else running in this worker: should it vanish again, it was this message.
+
+        What it outlived is on record before the next suspect goes: else that one, when it kills, takes this one along.
+        """
         async with self._places.all():
             if not await self._note([mark], [work]):
                 raise StoreUnavailableError("the inbox", "a suspect could not be noted, so it is not run")
-            yield
+            try:
+                yield
+            except Exception:  # whatever it is: the process is still there
+                await self._acquit(mark, work)
+                raise
+            await self._acquit(mark, work)
+
+    async def _acquit(self, mark: Mark, work: Work) -> None:
+        await self._note([replace(mark, suspect=None, crashes=0)], [work])
 
     async def _go_on(self, partition: Partition, steps: _Steps) -> None:
         """The last step has been taken: what waits goes as ever. More may come in while it is being marked."""

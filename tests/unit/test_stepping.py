@@ -242,6 +242,29 @@ async def test_a_suspect_runs_alone() -> None:
     assert len(log) == 40
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "failed"])
+async def test_what_a_suspect_outlived_is_on_record_before_the_next_one_goes(fails: bool) -> None:
+    """Else the one that kills takes the innocent along, death by death, until both are parked."""
+    sales, inbox = Registry("sales"), Marking()
+    suspected: list[int] = []
+
+    @sales.event_handler(retry=HOURS)
+    async def book(event: Paid) -> None:
+        marks = {mark.partition: mark.suspect for mark in inbox.marks}
+        suspected.append(sum(suspect is not None for suspect in marks.values()))
+        if fails:
+            raise LookupError
+
+    vanished = [Mark(topic="payments", partition=number, until=5, suspect=0) for number in range(4)]
+    await MemoryInbox.mark(inbox, "shop", "gone", vanished)
+    orders = {lane_of("payments", str(number), "", 4): str(number) for number in range(50)}
+    async with shop_with(sales, broker=MemoryBroker(partitions=4), store=store_with(inbox)) as shop:
+        await shop.broker.publish([paid(order) for order in orders.values()])
+        await eventually(lambda: len(suspected) == 4)
+
+    assert suspected == [1, 1, 1, 1]
+
+
 async def test_one_that_fails_and_waits_does_not_hold_up_the_steps() -> None:
     """It has been tried, and the process is still there."""
     sales = Registry("sales")
