@@ -376,7 +376,8 @@ class Relay:
             async for batch in claimed:
                 batch.began = self._clock.elapsed()
                 await self._publish(batch)
-                reach("relay.published")
+                if batch.delivered:
+                    reach("relay.published")
                 await to_settle.send(batch)
 
     async def _publish(self, batch: _Batch) -> None:
