@@ -4,19 +4,24 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     ColumnElement,
     DateTime,
     Dialect,
+    Executable,
     Float,
     Integer,
     LargeBinary,
     String,
+    Table,
     Text,
     any_,
     bindparam,
+    delete,
     func,
     select,
+    text,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -104,6 +109,24 @@ def among(
     if dialect == "postgresql":
         return column == any_(bindparam(name, type_=ARRAY(kind or BigInteger())))
     return column.in_(bindparam(name, expanding=True, literal_execute=True, type_=BigInteger()))
+
+
+def delete_among(table: Table, dialect: str) -> Executable:
+    """Deletes the rows whose ids are in the list `ids`, and looks at no others.
+
+    MariaDB reads the whole table when the list names most of its rows, and waits for each row that another transaction
+    has written: one that stays open would hold up every settlement. A join in this order finds each row by its key.
+    """
+    if dialect != "mysql":
+        return delete(table).where(among(table.c.id, "ids", dialect))
+    name = mysql.dialect().identifier_preparer.format_table(table)
+    return text(
+        f"""
+        DELETE {name}
+        FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) AS wanted
+        STRAIGHT_JOIN {name} ON {name}.id = wanted.id
+        """
+    ).bindparams(bindparam("ids", type_=JSON()))
 
 
 def not_among(column: ColumnElement[int], name: str, dialect: str) -> ColumnElement[bool]:

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cqrs_decor.outbox import FailedRecord
-from cqrs_decor_sqlalchemy.columns import DatabaseNow, among
+from cqrs_decor_sqlalchemy.columns import DatabaseNow, among, delete_among
 from cqrs_decor_sqlalchemy.database import Database
 from cqrs_decor_sqlalchemy.outbox_lanes import OutboxLanes
 from cqrs_decor_sqlalchemy.records import stored_text
@@ -133,7 +133,7 @@ class _Queries:
             ["record_id", "lane", "topic", "key"],
             select(parked.id, parked.lane, parked.topic, parked.key).where(among(parked.id, "ids", dialect)),
         )
-        self.delete_records = delete(tables.outbox).where(among(outbox.id, "ids", dialect))
+        self.delete_records = delete_among(tables.outbox, dialect)
 
         # --- behind them: index (lane, topic, key, record_id) of the holds, (lane, id) of the outbox
 

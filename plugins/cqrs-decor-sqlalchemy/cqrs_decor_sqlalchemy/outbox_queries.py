@@ -15,7 +15,7 @@ from sqlalchemy import (
     update,
 )
 
-from cqrs_decor_sqlalchemy.columns import DatabaseLater, DatabaseNow, among, not_among, time_type
+from cqrs_decor_sqlalchemy.columns import DatabaseLater, DatabaseNow, among, delete_among, not_among, time_type
 from cqrs_decor_sqlalchemy.tables import RECORD_COLUMNS, Tables
 
 
@@ -114,7 +114,7 @@ class OutboxQueries:
                 among(parked.id, "ids", dialect), parked.behind.is_not(None)
             ),
         )
-        self.delete_records = delete(tables.outbox).where(among(outbox.id, "ids", dialect))
+        self.delete_records = delete_among(tables.outbox, dialect)
         self.delete_behind = delete(tables.parked).where(among(parked.id, "ids", dialect), parked.behind.is_not(None))
         self.delete_holds = delete(tables.holds).where(among(holds.record_id, "ids", dialect))
         self.existing = select(outbox.id, outbox.attempts).where(among(outbox.id, "ids", dialect))

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import anyio
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event, insert, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -52,6 +52,26 @@ async def test_a_frozen_process_does_not_keep_its_lanes_locked(server_url):
     await frozen.close()
 
     assert list(at_once) == [], "the negative control: it was locked"
+
+
+async def test_settling_waits_for_no_transaction_that_emits(server_store: SqlAlchemyStore) -> None:
+    """One that stays open for a minute would hold up all others: MariaDB reads past the rows it is told to delete."""
+    store, table = server_store, server_store.database.tables.outbox
+    transaction = await store.begin()
+    transaction.add([sample("orders", f"{number}") for number in range(4)])
+    await transaction.commit()
+    lanes = await acquired(store, "relay")
+    claimed = await store.outbox.claim(lanes, 10)
+
+    async with store.database.engine.connect() as late:
+        row = (await late.execute(select(table).limit(1))).mappings().one()
+        await late.execute(insert(table).values({**row, "id": row["id"] + 100, "message_id": "late"}))
+        with anyio.fail_after(5):
+            await store.outbox.settle(Settlement(lanes=lanes, delivered=claimed))
+        await late.commit()
+
+    assert len(claimed) == 4
+    assert (await store.outbox.backlog()).pending == 1
 
 
 async def test_a_handlers_transaction_may_idle(server_url):
