@@ -33,7 +33,7 @@ async def test_a_second_burst_does_not_grow_the_table(world: World) -> None:
     await _burst(world)
 
     assert await world.ledger.value(_SIZE) < first * KEPT
-    assert await world.positions.published() == 1 + 2 * ROWS
+    assert 0 <= await world.positions.published() - (1 + 2 * ROWS) <= world.called_away()
     assert relay.is_alive
 
 
