@@ -185,7 +185,7 @@ def _blows(blows: Sequence[tuple[float, dict[str, Any]]]) -> Iterable[str]:
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Faults</title>
 <style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 82rem; padding: 0 1rem; color: #1c2733 }}
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 96rem; padding: 0 1rem; color: #1c2733 }}
 h1 {{ margin-bottom: .2rem }} h2 {{ margin-top: 2.4rem }}
 table {{ border-collapse: collapse; width: 100%; font-size: 13px }}
 th, td {{ text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #dde3ea; vertical-align: top }}
