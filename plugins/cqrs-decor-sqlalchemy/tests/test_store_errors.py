@@ -140,7 +140,7 @@ async def test_a_server_that_does_not_answer_is_unavailable(server_url):
         async with direct.database.engine.connect() as connection:
             await connection.execute(text("SELECT * FROM cqrs_outbox_lane WHERE lane = 0 FOR UPDATE"))
             with anyio.fail_after(20), pytest.raises(StoreUnavailableError):
-                await store.outbox.renew("relay", [HeldLane(0, 1)], timedelta(seconds=1))
+                await store.outbox.step([HeldLane(0, 0)], until=1)
         assert (await store.outbox.backlog()).pending == 0
 
 
@@ -193,7 +193,7 @@ async def test_a_table_that_is_missing_is_named(server_store):
     with pytest.raises(SchemaMissingError):
         await server_store.inbox.find(InboxFilter())
     with pytest.raises(SchemaMissingError):
-        await server_store.outbox.acquire("relay", timedelta(seconds=1), 1)
+        await server_store.outbox.acquire("relay", timedelta(seconds=1), 1, in_hand=1)
 
 
 async def test_a_deadlock_is_worth_another_try(server_store):
@@ -331,7 +331,8 @@ def test_all_faults_of_the_settings_come_at_once():
 
 async def test_keys_that_differ_in_case_only_are_two(store):
     """MySQL's default collation takes them for one: a failing `A` would hold back `a`."""
-    lanes = await store.outbox.acquire("relay", timedelta(minutes=5), 32)
+    taken = await store.outbox.acquire("relay", timedelta(minutes=5), 32, in_hand=1)
+    lanes = [each.lane for each in taken]
     transaction = await store.begin()
     transaction.add([sample("orders", key) for key in ("A", "a", "A ", "á")])
     await transaction.commit()
