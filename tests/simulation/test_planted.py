@@ -6,7 +6,6 @@ import pytest
 
 from tests.simulation.chance import Odds
 from tests.simulation.planted import HastyBroker, UncountedCrashesInbox, UncountedCrashesOutbox, UnfencedOutbox
-from tests.simulation.seeds import OPEN
 from tests.simulation.world import Scenario, simulate
 
 SEEDS = range(1, 17)
@@ -48,8 +47,13 @@ def test_a_crash_that_is_counted_after_the_fact_is_found(planted: Scenario) -> N
     assert is_found(planted, "I6 crash loop: ")
 
 
-@pytest.mark.parametrize("odds", [pytest.param(KILLING_RELAYS, id="relay"), pytest.param(KILLING_WORKERS, id="worker")])
-@pytest.mark.xfail(bool(OPEN), reason="workers fail of what is open, before the message does")
+_LOSES_COUNT = pytest.mark.xfail(reason="another kill or rebalance on the way to the accused makes workers lose count")
+
+
+@pytest.mark.parametrize(
+    "odds",
+    [pytest.param(KILLING_RELAYS, id="relay"), pytest.param(KILLING_WORKERS, id="worker", marks=_LOSES_COUNT)],
+)
 def test_a_message_that_kills_is_parked_and_the_rest_flows(odds: Odds) -> None:
     """Without the planted bug the same odds break nothing."""
     outcome = simulate(replace(SLOW, odds=odds))
