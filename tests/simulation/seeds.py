@@ -13,6 +13,3 @@ FOUND = {
     1: "a suspect whose partition went to another reader while it waited to be alone: the worker's loop failed",
     3: "after the last single step, what waited had been given up: the worker went round for ever without waiting",
 }
-
-OPEN: set[int] = set()
-"""Those of `FOUND` whose fault is not mended yet."""

@@ -1,18 +1,12 @@
 """Relays, workers and producers in trouble by seed: nothing is lost, doubled, reordered or left lying."""
 
-from typing import Any
-
 import pytest
 
-from tests.simulation.seeds import ALWAYS, FOUND, MESSAGES, OPEN
+from tests.simulation.seeds import ALWAYS, FOUND, MESSAGES
 from tests.simulation.world import Outcome, Scenario, simulate
 
 
-def _mark(seed: int) -> Any:
-    return pytest.param(seed, marks=pytest.mark.xfail(reason=FOUND[seed])) if seed in OPEN else seed
-
-
-@pytest.mark.parametrize("seed", [*ALWAYS, *map(_mark, FOUND)])
+@pytest.mark.parametrize("seed", [*ALWAYS, *FOUND])
 def test_nothing_is_broken_whatever_happens(seed: int) -> None:
     """Every promise is checked at every step: at each commit, landing, effect, lease and settlement, and at rest."""
     outcome = simulate(Scenario(seed=seed, messages=MESSAGES))
