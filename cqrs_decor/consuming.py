@@ -110,7 +110,8 @@ class Consuming:
                 async with self._places.one if turn.place is None else turn.place():
                     result = await self._attempt(plan, read, tries.attempts, parked_id)
             except Exception as error:  # whatever a handler raises is judged by its policy, none is dropped
-                self._survived(turn, tries)
+                if not self._is_no_try(error):
+                    self._survived(turn, tries)
                 if not await self._wait_for_next(turn, plan, envelope, error, tries):
                     return await self._parking.park(turn, consumer, envelope, error, tries.attempts)
             else:
@@ -123,6 +124,10 @@ class Consuming:
                     return True
                 tries.attempts -= 1  # it did not run; by now it is its turn
         return False
+
+    def _is_no_try(self, error: Exception) -> bool:
+        """The handler may not even have been reached: nothing is known of what it does to the process."""
+        return self._patience.is_outage(error) or self._store.is_transient(error)
 
     def tell(self, plan: Plan, envelope: Envelope, outcome: str, attempts: int, began: float) -> None:
         """Count an outcome, and let it be seen."""

@@ -4,8 +4,8 @@ A consumer's row, its business rows and its own outbox rows are one transaction:
 although delivery is at least once (idempotent receiver, Hohpe & Woolf 2003).
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -43,14 +43,15 @@ class Mark:
     Attributes:
         until: It has no message with a higher position in hand.
         suspect: The one message that it has in hand, where it goes in single steps after a crash.
-        crashes: How many workers vanished with the suspect in hand.
+        crashes: How many workers vanished with which message as their suspect, by position: of those that no worker has
+            outlived yet.
     """
 
     topic: str
     partition: int
     until: int
     suspect: int | None = None
-    crashes: int = 0
+    crashes: Mapping[int, int] = field(default_factory=dict[int, int])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,10 @@ class InboxFilter:
     held: bool | None = None
     after: int = 0
     limit: int = 100
+
+
+NOBODY: Final = ""
+"""Owner of a mark that only tells of crashes: its worker took it off."""
 
 
 class InboxStore(Protocol):
@@ -167,7 +172,10 @@ class InboxStore(Protocol):
         ...
 
     async def unmark(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> None:
-        """Take this worker's marks off: it has nothing more of these in hand, or a stop or an outage came between."""
+        """Take this worker's marks off: it has nothing more of these in hand, or a stop or an outage came between.
+
+        What is known of crashes is no worker's own: it stays, without a suspect, for whoever takes the marks next.
+        """
         ...
 
     async def find(self, wanted: InboxFilter) -> Sequence[ParkedMessage]:

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -37,15 +37,11 @@ class _Steps:
 
     Attributes:
         until: Up to this position.
-        suspect: What the last worker had in hand, alone of this partition.
-        crashes: How many vanished with it.
         waiting: What has come in of it.
         walking: Somebody takes the steps.
     """
 
     until: int
-    suspect: int | None
-    crashes: int
     waiting: deque[Work] = field(default_factory=deque[Work])
     walking: bool = False
 
@@ -87,6 +83,7 @@ class Stepping:
         self._until: dict[Partition, int] = {}
         self._known: set[Partition] = set()
         self._steps: dict[Partition, _Steps] = {}
+        self._crashes: dict[Partition, dict[int, int]] = {}
 
     async def admit(self, works: Sequence[Work], tasks: TaskGroup) -> list[Work]:
         """Those that may be dispatched at once; they are marked. The others follow in single steps.
@@ -115,6 +112,7 @@ class Stepping:
         for partition in left:
             self._until.pop(partition, None)
             self._steps.pop(partition, None)
+            self._crashes.pop(partition, None)
         await self._unmark(left)
 
     async def lift(self) -> None:
@@ -148,9 +146,12 @@ class Stepping:
             return
         self._known.update(new.values())
         for mark in found:
-            crashes = 0 if mark.suspect is None else mark.crashes + 1
-            self._steps[new[mark.topic, mark.partition]] = _Steps(mark.until, mark.suspect, crashes)
-            self._suspect(mark, crashes)
+            partition = new[mark.topic, mark.partition]
+            begins_at = next(work.delivery.position for work in works if work.delivery.partition == partition)
+            crashes = _counted(mark, begins_at)
+            self._crashes[partition] = crashes
+            self._steps[partition] = _Steps(mark.until)
+            self._suspect(mark, max(crashes.values(), default=0))
 
     async def _mark_ahead(self, works: Sequence[Work]) -> bool:
         """See that all of these are covered; False if they were given up first."""
@@ -162,11 +163,17 @@ class Stepping:
         if not short:
             return True
         reach = {at: each[-1] + self._ahead * _stride(each) for at, each in short.items()}
-        marks = [Mark(topic=at.topic, partition=at.number, until=until) for at, until in reach.items()]
+        marks = [self._mark(at, until) for at, until in reach.items()]
         if not await self._note(marks, works):
             return False
         self._until.update(reach)
         return True
+
+    def _mark(self, partition: Partition, until: int, suspect: int | None = None) -> Mark:
+        """What is known of crashes goes along: a mark for one message must not acquit the others."""
+        reach = max(until, self._until.get(partition, until))
+        crashes = dict(self._crashes.get(partition, {}))
+        return Mark(topic=partition.topic, partition=partition.number, until=reach, suspect=suspect, crashes=crashes)
 
     async def _note(self, marks: Collection[Mark], works: Sequence[Work]) -> bool:
         """Note marks; False if all that they are for was given up first."""
@@ -196,7 +203,7 @@ class Stepping:
             work = steps.waiting.popleft()
             await self._step(partition, steps, work)
             if not steps.waiting:
-                await self._note([Mark(topic=partition.topic, partition=partition.number, until=steps.until)], [work])
+                await self._note([self._mark(partition, steps.until)], [work])
         steps.walking = False
 
     async def _step(self, partition: Partition, steps: _Steps, work: Work) -> None:
@@ -206,38 +213,36 @@ class Stepping:
         comes to it again, with nothing before it.
         """
         position = work.delivery.position
-        crashes = steps.crashes if position == steps.suspect else 0
-        mark = Mark(
-            topic=partition.topic, partition=partition.number, until=steps.until, suspect=position, crashes=crashes
-        )
+        crashes = self._crashes.get(partition, {}).get(position, 0)
         survived = work.watched()
         if crashes >= _CRASHES_AT_MOST:
             work.crashes = crashes
         elif crashes:
-            work.place = partial(self._alone, mark, work)
+            work.place = partial(self._alone, partition, steps, work)
         else:
-            await self._note([mark], [work])
-        if self._dispatch(work):
-            await survived.wait()
+            await self._note([self._mark(partition, steps.until, position)], [work])
+        if not self._dispatch(work):
+            return
+        await survived.wait()
+        self._crashes.get(partition, {}).pop(position, None)
 
     @asynccontextmanager
-    async def _alone(self, mark: Mark, work: Work) -> AsyncGenerator[None, None]:
-        """With nothing else running in this worker: should it vanish again, it was this message.
+    async def _alone(self, partition: Partition, steps: _Steps, work: Work) -> AsyncGenerator[None, None]:
+        """With nothing else running in this worker: should it vanish again, it was this message. Entered for reading it
+        and for each try, so that its count stays until it has been tried.
 
-        What it outlived is on record before the next suspect goes: else that one, when it kills, takes this one along.
+        That it is out of hand is on record before the next suspect goes: else that one, when it kills, takes this one
+        along.
         """
         async with self._places.all():
-            if not await self._note([mark], [work]):
+            if not await self._note([self._mark(partition, steps.until, work.delivery.position)], [work]):
                 raise StoreUnavailableError("the inbox", "a suspect could not be noted, so it is not run")
             try:
                 yield
             except Exception:  # whatever it is: the process is still there
-                await self._acquit(mark, work)
+                await self._note([self._mark(partition, steps.until)], [work])
                 raise
-            await self._acquit(mark, work)
-
-    async def _acquit(self, mark: Mark, work: Work) -> None:
-        await self._note([replace(mark, suspect=None, crashes=0)], [work])
+            await self._note([self._mark(partition, steps.until)], [work])
 
     async def _go_on(self, partition: Partition, steps: _Steps) -> None:
         """The last step has been taken: what waits goes as ever. More may come in while it is being marked."""
@@ -262,6 +267,14 @@ class Stepping:
             mark.until,
             extra={"action": "crash_suspected", "place": place, "position": mark.suspect, "crashes": crashes},
         )
+
+
+def _counted(mark: Mark, begins_at: int) -> dict[int, int]:
+    """Crashes by position, the last one with them. What is before the first message that comes has been dealt with."""
+    crashes = dict(mark.crashes)
+    if mark.suspect is not None:
+        crashes[mark.suspect] = crashes.get(mark.suspect, 0) + 1
+    return {position: count for position, count in crashes.items() if position >= begins_at}
 
 
 def _stride(positions: Sequence[int]) -> int:

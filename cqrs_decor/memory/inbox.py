@@ -8,7 +8,7 @@ import anyio
 
 from cqrs_decor.clock import Clock, SystemClock
 from cqrs_decor.envelope import Envelope
-from cqrs_decor.inbox import InboxFilter, Mark, Noted, ParkedMessage
+from cqrs_decor.inbox import NOBODY, InboxFilter, Mark, Noted, ParkedMessage
 from cqrs_decor.memory.transaction import MemoryTransaction
 from cqrs_decor.unit_of_work import Transaction
 
@@ -138,8 +138,12 @@ class MemoryInbox:
 
     async def unmark(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> None:
         for place in partitions:
-            by, _ = self._marks.get((group, *place), (None, None))
-            if by == owner:
+            by, mark = self._marks.get((group, *place), (None, None))
+            if by != owner or mark is None:
+                continue
+            if mark.crashes:
+                self._marks[(group, *place)] = (NOBODY, replace(mark, suspect=None))
+            else:
                 del self._marks[(group, *place)]
 
     # --- operators --------------------------------------------------------------------------------------------------

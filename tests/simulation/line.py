@@ -100,6 +100,8 @@ class Line:
             waits: The server may have to wait before it can answer.
             error: What the caller is told if it goes wrong, unless the line's own.
         """
+        if self._caller.dead:  # its coroutines are taken apart, and what their clean-up asks for was never sent
+            await self._loop.create_future()
         call = _Call(
             what=what,
             request=request,

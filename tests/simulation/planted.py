@@ -27,7 +27,7 @@ class UncountedCrashesInbox(MemoryInbox):
     """Counts a crash after the fact: of a worker that vanishes in a single step only the reach is known."""
 
     async def mark(self, group: str, owner: str, marks: Collection[Mark]) -> None:
-        await super().mark(group, owner, [replace(mark, suspect=None, crashes=0) for mark in marks])
+        await super().mark(group, owner, [replace(mark, suspect=None, crashes={}) for mark in marks])
 
 
 class UnfencedOutbox(WatchedOutbox):

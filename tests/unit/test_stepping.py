@@ -265,6 +265,20 @@ async def test_what_a_suspect_outlived_is_on_record_before_the_next_one_goes(fai
     assert suspected == [1, 1, 1, 1]
 
 
+async def test_what_is_met_on_the_way_does_not_acquit_the_accused() -> None:
+    """Else another kill or a rebalance before it is reached begins its count anew, and it kills for ever."""
+    sales, seen = ledger()
+    inbox = Marking()
+    await MemoryInbox.mark(inbox, "shop", "gone", [Mark(topic="payments", partition=0, until=4, suspect=3)])
+    async with shop_with(sales, broker=MemoryBroker(partitions=1), store=store_with(inbox)) as shop:
+        await shop.receive(*(paid(str(number)) for number in range(5)))
+
+    on_the_way = [each.crashes for each in inbox.marks if each.suspect in (0, 1, 2)]
+    assert on_the_way == [{3: 1}] * 3
+    assert inbox.marks[-1].crashes == {}
+    assert len(seen) == 5
+
+
 async def test_one_that_fails_and_waits_does_not_hold_up_the_steps() -> None:
     """It has been tried, and the process is still there."""
     sales = Registry("sales")
@@ -295,7 +309,7 @@ async def test_each_consumer_that_has_not_had_the_killer_has_it_parked() -> None
     transaction = await store.begin()
     await store.inbox.record(transaction, "shop.mail", paid())
     await transaction.commit()
-    await store.inbox.mark("shop", "gone", [Mark(topic="payments", partition=0, until=9, suspect=0, crashes=2)])
+    await store.inbox.mark("shop", "gone", [Mark(topic="payments", partition=0, until=9, suspect=0, crashes={0: 2})])
     async with shop_with(sales, broker=MemoryBroker(partitions=1), store=store) as shop:
         await shop.receive(paid())
 

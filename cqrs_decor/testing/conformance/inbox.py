@@ -526,7 +526,7 @@ class InboxStoreConformance(Kit):
         """A message that kills the process leaves no other trace."""
         marks = [
             Mark(topic="orders", partition=0, until=120),
-            Mark(topic="orders", partition=1, until=5_000_000_000, suspect=4_999_999_999, crashes=2),
+            Mark(topic="orders", partition=1, until=5_000_000_000, suspect=4_999_999_999, crashes={7: 2, 9: 1}),
         ]
         await store.inbox.mark("shop", "one", marks)
 
@@ -538,7 +538,7 @@ class InboxStoreConformance(Kit):
     @_store_test
     async def test_a_mark_replaces_the_one_before(self, store: Store) -> None:
         """There is one reader of a partition: what the one before it had in hand is this one's to deal with now."""
-        await store.inbox.mark("shop", "one", [Mark(topic="orders", partition=0, until=120, suspect=7, crashes=1)])
+        await store.inbox.mark("shop", "one", [Mark(topic="orders", partition=0, until=120, suspect=7, crashes={7: 1})])
         await store.inbox.mark("shop", "two", [Mark(topic="orders", partition=0, until=300)])
 
         assert list(await store.inbox.take_marks("shop", "two", [("orders", 0)])) == []
@@ -555,6 +555,19 @@ class InboxStoreConformance(Kit):
 
         taken = await store.inbox.take_marks("shop", "two", [("orders", n) for n in range(3)])
         assert [each.partition for each in taken] == [2]
+
+    @_store_test
+    async def test_what_is_known_of_crashes_outlives_a_stop(self, store: Store) -> None:
+        """A rebalance on the way to a message that kills must not set its count to nothing."""
+        known = Mark(topic="orders", partition=0, until=9, suspect=3, crashes={7: 2})
+        await store.inbox.mark("shop", "one", [known, Mark(topic="orders", partition=1, until=9, suspect=4)])
+
+        await store.inbox.unmark("shop", "one", [("orders", 0), ("orders", 1)])
+
+        for reader in ("one", "two"):
+            assert list(await store.inbox.take_marks("shop", reader, [("orders", 0), ("orders", 1)])) == [
+                Mark(topic="orders", partition=0, until=9, crashes={7: 2})
+            ]
 
     @_store_test
     async def test_a_worker_takes_off_its_own_marks_only(self, store: Store) -> None:

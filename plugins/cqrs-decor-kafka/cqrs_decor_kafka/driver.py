@@ -8,6 +8,7 @@ consumer's waits for a rebalance. What is here instead ends in bounded time.
 # The driver is taken apart here and nowhere else.
 # pyright: reportPrivateUsage=false
 import asyncio
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from ssl import SSLContext
@@ -88,15 +89,15 @@ class ConsumerClient(Protocol):
 class RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]  # the driver insists on its own class
     """Told by the driver, in the order of the methods; it waits for both."""
 
+    @abstractmethod
     async def on_partitions_revoked(  # pyright: ignore[reportIncompatibleMethodOverride]  # it awaits coroutines
         self, revoked: Collection[TopicPartition]
-    ) -> None:
-        raise NotImplementedError
+    ) -> None: ...
 
+    @abstractmethod
     async def on_partitions_assigned(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, assigned: Collection[TopicPartition]
-    ) -> None:
-        raise NotImplementedError
+    ) -> None: ...
 
 
 class TopicState(NamedTuple):

@@ -1,17 +1,20 @@
 """What each worker may have in hand of each partition, noted before it dispatches."""
 
+import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Insert, bindparam, delete, select, tuple_
+from sqlalchemy import Insert, bindparam, delete, null, select, tuple_, update
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cqrs_decor.inbox import Mark
+from cqrs_decor.inbox import NOBODY, Mark
 from cqrs_decor_sqlalchemy.database import Database
 from cqrs_decor_sqlalchemy.inbox_queries import INSERTS
 from cqrs_decor_sqlalchemy.records import fitted
 from cqrs_decor_sqlalchemy.tables import Tables
+
+_NONE = "{}"
 
 
 class MarkQueries:
@@ -20,12 +23,16 @@ class MarkQueries:
     def __init__(self, tables: Tables, dialect: str) -> None:
         marks = tables.marks.c
         among = tuple_(marks.topic, marks.part).in_(bindparam("partitions", expanding=True))
-        group = marks.group_name == bindparam("group_name", type_=marks.group_name.type)
-        owner = bindparam("owner", type_=marks.owner.type)
+        group = marks.group_name == bindparam("group", type_=marks.group_name.type)
+        owner = bindparam("reader", type_=marks.owner.type)
 
         self.mark = _replace(tables, dialect)
         self.of_others = select(tables.marks).where(group, among, marks.owner != owner)
-        self.unmark = delete(tables.marks).where(group, among, marks.owner == owner)
+        ours = (group, among, marks.owner == owner)
+        self.keep_crashes = (
+            update(tables.marks).where(*ours, marks.crashes != _NONE).values(owner=NOBODY, suspect=null())
+        )
+        self.unmark = delete(tables.marks).where(*ours)
 
 
 class SqlAlchemyMarks:
@@ -56,6 +63,7 @@ class SqlAlchemyMarks:
         values = _values(group, owner, partitions)
 
         async def work(connection: AsyncConnection) -> None:
+            await connection.execute(self._queries.keep_crashes, values)
             await connection.execute(self._queries.unmark, values)
 
         if partitions:
@@ -76,7 +84,7 @@ def _replace(tables: Tables, dialect: str) -> Insert:
 
 def _values(group: str, owner: str, partitions: Collection[tuple[str, int]]) -> dict[str, object]:
     places = sorted((fitted(topic), number) for topic, number in partitions)
-    return {"group_name": fitted(group), "owner": fitted(owner), "partitions": places}
+    return {"group": fitted(group), "reader": fitted(owner), "partitions": places}
 
 
 def _row(group: str, owner: str, mark: Mark) -> dict[str, object]:
@@ -87,9 +95,10 @@ def _row(group: str, owner: str, mark: Mark) -> dict[str, object]:
         "owner": fitted(owner),
         "until_position": mark.until,
         "suspect": mark.suspect,
-        "crashes": mark.crashes,
+        "crashes": json.dumps(mark.crashes),
     }
 
 
 def _mark(row: Any) -> Mark:
-    return Mark(topic=row.topic, partition=row.part, until=row.until_position, suspect=row.suspect, crashes=row.crashes)
+    crashes = {int(position): count for position, count in json.loads(row.crashes).items()}
+    return Mark(topic=row.topic, partition=row.part, until=row.until_position, suspect=row.suspect, crashes=crashes)

@@ -183,7 +183,7 @@ class Tables:
             Column("owner", name_type(), nullable=False),
             Column("until_position", BigInteger, nullable=False),
             Column("suspect", BigInteger, nullable=True),
-            Column("crashes", Integer, nullable=False),
+            Column("crashes", long_text_type(), nullable=False),
             PrimaryKeyConstraint("group_name", "topic", "part"),
             postgresql_with=_UPDATED_ALL_THE_TIME,
         )

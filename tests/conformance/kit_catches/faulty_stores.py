@@ -1024,6 +1024,13 @@ class TakesNoMarkOff(MemoryInbox):
         """Leaves them all."""
 
 
+class AcquitsAtAStop(MemoryInbox):
+    async def unmark(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> None:
+        for place in partitions:
+            if self._marks.get((group, *place), ("", None))[0] == owner:
+                del self._marks[(group, *place)]
+
+
 class TakesOffAnybodysMarks(MemoryInbox):
     async def unmark(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> None:
         for place in partitions:

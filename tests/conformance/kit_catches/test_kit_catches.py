@@ -302,6 +302,7 @@ FAULTY_INBOXES: dict[type[Any], str] = {
     stores.KeepsTheFirstMark: "test_a_mark_replaces_the_one_before",
     stores.TellsAWorkerItsOwnMarks: "test_a_mark_replaces_the_one_before",
     stores.TakesNoMarkOff: "test_marks_that_were_taken_off_are_gone",
+    stores.AcquitsAtAStop: "test_what_is_known_of_crashes_outlives_a_stop",
     stores.TakesOffAnybodysMarks: "test_a_worker_takes_off_its_own_marks_only",
     stores.SharesMarksAmongGroups: "test_each_group_has_its_own_marks",
 }
