@@ -41,14 +41,16 @@ async def test_relays_side_by_side_publish_no_record_at_the_same_time(world: Wor
 @pytest.mark.parametrize("world", SETUPS, indirect=True)
 async def test_a_relay_that_comes_later_gets_its_share_of_the_lanes(world: World) -> None:
     """Without that, the second process is a spare part and not a help."""
-    sender = world.start_sending(400, pause_s=0.01)
+    before = world.start_sending(200, pause_s=0.01)
     first = world.start("relay", *SMALL_BATCHES)
     world.start("work")
     await first.notices("LanesChanged", held=32)
     second = world.start("relay", *SMALL_BATCHES)
     await second.notices("LanesChanged", held=16)
     await first.notices("LanesChanged", held=16)
-    await sender.ends_well()
+    after = world.start_sending(200, pause_s=0.01)
+    for sender in (before, after):
+        await sender.ends_well()
     await world.quiet()
 
     await world.check(at_most_repeats=0, lease_s=CALM_LEASE_S)

@@ -12,9 +12,9 @@ from tests.fault.world import World
 @pytest.mark.parametrize("world", ["postgres-kafka", *wide("postgres-log", "mariadb-log")], indirect=True)
 async def test_a_slow_consumer_keeps_its_place_and_its_size(world: World) -> None:
     """What waits, waits at the broker: not in memory, and not by being thrown out of the group and delivered again."""
-    sender = world.start_sending(300)
+    sender = world.start_sending(150)
     relay = world.start("relay")
-    slow = world.start("work", "--slow", "0.1")
+    slow = world.start("work", "--slow", "0.4")
     await world.handles(10)
     await world.watch(slow)
     await sender.ends_well()

@@ -11,9 +11,9 @@ from tests.fault.world import World
 BACKED_OFF_S = 2.0
 """Waits between two tries double from a tenth of a second to a second."""
 
-LOOPS = 4 + CONCURRENCY
-"""That ask the database: claims, lanes and wake-ups of the relay, what is to be retried of the worker, and each handler
-that the outage met at work.
+LOOPS = 5 + CONCURRENCY
+"""That ask the database: claims, lanes and wake-ups of the relay, what is to be retried of the worker, what is cleaned
+up, and each handler that the outage met at work.
 """
 
 PARTS = 4
