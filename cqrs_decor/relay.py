@@ -386,7 +386,7 @@ class Relay:
         """
         self._set_unreadable_aside(batch)
         while self._holding.is_sure and not (self._stopping and self._broker_outage.lasts):
-            records = [record for record in batch.records if self._is_publishable(record, batch)]
+            records = self._publishable(batch)
             if not records:
                 break
             try:
@@ -443,17 +443,24 @@ class Relay:
             self._unsure.update((lane.number, lane) for lane in lanes)
         batch.unmarked = True
 
-    def _is_publishable(self, record: ClaimedRecord, batch: _Batch) -> bool:
-        """Not when its lane was lost since the claim, nor when an earlier record of its key was left behind since."""
-        if record.unreadable is not None or not self._holding.holds(batch.lanes[record.lane]):
-            return False
-        key = record.envelope.key
-        return key is None or (record.envelope.topic, key) not in self._blocked
+    def _publishable(self, batch: _Batch) -> list[ClaimedRecord]:
+        """Without those whose lane was lost since the claim, or of whose key an earlier one was left behind since."""
+        ours = {number for number, lane in batch.lanes.items() if self._holding.holds(lane)}
+        return [
+            record
+            for record in batch.records
+            if record.lane in ours
+            and record.unreadable is None
+            and (not self._blocked or (record.envelope.topic, record.envelope.key) not in self._blocked)
+        ]
 
     def _note_outcomes(
         self, batch: _Batch, records: Sequence[ClaimedRecord], outcomes: Sequence[BrokerError | None]
     ) -> None:
         """Sort the outcomes. A later record of a key that failed was held back, not refused: it stays pending."""
+        if len(outcomes) == len(records) and not any(outcomes):
+            batch.delivered.extend(records)
+            return
         refused: set[Key] = set()
         for record, error in zip(records, outcomes, strict=True):
             key = record.envelope.key
@@ -466,6 +473,8 @@ class Relay:
 
     def _block_undelivered(self, batch: _Batch) -> None:
         """Batches that were claimed before this one is settled must not overtake what it leaves behind."""
+        if len(batch.delivered) == len(batch.records):
+            return
         delivered = {record.id for record in batch.delivered}
         for record in batch.records:
             if record.id not in delivered and record.envelope.key is not None:

@@ -28,7 +28,7 @@ from tests.benchmarks.peer import VERSION, python_of_peer
 from tests.services import KafkaServer, PostgresServer, running
 from tests.services.fixtures import fresh_name
 
-RECORDS = 30_000
+RECORDS = 100_000
 KEYS = 1_000
 
 
