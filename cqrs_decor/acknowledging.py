@@ -11,6 +11,8 @@ from cqrs_decor.errors import BrokerUnavailableError
 from cqrs_decor.in_hand import InHand
 
 _LOOK_EVERY_S = 1.0
+_GATHERS_S = 0.05
+"""An acknowledgement is a request to the broker: one for each message costs a twentieth of the throughput."""
 
 
 class Acknowledging:
@@ -32,11 +34,12 @@ class Acknowledging:
         self._leaving = leaving
         self._one_at_a_time = anyio.Lock()
 
-    async def run(self, finished: Signal) -> None:
-        """Acknowledge whenever something has been finished."""
+    async def run(self, finished: Signal, much: Signal) -> None:
+        """Acknowledge when something has been finished, then wait a moment, unless there is much to acknowledge."""
         while True:
             await finished.wait(_LOOK_EVERY_S)
             await self.acknowledge()
+            await much.wait(_GATHERS_S)
 
     async def acknowledge(self) -> None:
         """Acknowledge what is finished; repeated until the broker has it."""

@@ -156,6 +156,12 @@ class InHand:
     def running(self) -> bool:
         return any(work.running for line in self._lines.values() for work in line.works)
 
+    @property
+    def has_much_done(self) -> bool:
+        """Whether so much waits for its acknowledgement that room might become short, or that little else is left."""
+        done = self._count - self.unfinished
+        return done * 8 >= self._limit or done * 2 >= self._count
+
     def room(self) -> int:
         """How many more may come in at once; 0 for none."""
         free, free_size = self._limit - self._count, self._size_limit - self._size

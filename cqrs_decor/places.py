@@ -16,7 +16,7 @@ class Places:
     def __init__(self, count: int) -> None:
         self._count = count
         self._alone = anyio.Lock()  # two that collect all places would each wait for the other's
-        self.one = anyio.Semaphore(count)
+        self.one = anyio.Semaphore(count, fast_acquire=True)
 
     @asynccontextmanager
     async def all(self) -> AsyncGenerator[None, None]:

@@ -3,7 +3,8 @@
 Before a worker dispatches anything of a partition it notes up to which position it may have something in hand, far
 enough ahead that one note covers many messages. A note that is still there when another worker takes over means that
 the one before vanished with that in hand: everything up to there goes in single steps, each noted as a suspect before
-it is dispatched. A suspect that a worker vanished with goes alone, and is parked when that has happened too often.
+it is dispatched. A suspect that a worker vanished with goes alone, and is parked when that has happened too often: then
+the cause is found, and what has not been accused goes on as ever.
 """
 
 import logging
@@ -39,11 +40,13 @@ class _Steps:
         until: Up to this position.
         waiting: What has come in of it.
         walking: Somebody takes the steps.
+        explained: It is known by now what the last worker vanished with.
     """
 
     until: int
     waiting: deque[Work] = field(default_factory=deque[Work])
     walking: bool = False
+    explained: bool = False
 
 
 class Stepping:
@@ -84,6 +87,7 @@ class Stepping:
         self._known: set[Partition] = set()
         self._steps: dict[Partition, _Steps] = {}
         self._crashes: dict[Partition, dict[int, int]] = {}
+        self._explained = False
 
     async def admit(self, works: Sequence[Work], tasks: TaskGroup) -> list[Work]:
         """Those that may be dispatched at once; they are marked. The others follow in single steps.
@@ -150,7 +154,7 @@ class Stepping:
             begins_at = next(work.delivery.position for work in works if work.delivery.partition == partition)
             crashes = _counted(mark, begins_at)
             self._crashes[partition] = crashes
-            self._steps[partition] = _Steps(mark.until)
+            self._steps[partition] = _Steps(mark.until, explained=self._explained)
             self._suspect(mark, max(crashes.values(), default=0))
 
     async def _mark_ahead(self, works: Sequence[Work]) -> bool:
@@ -195,9 +199,10 @@ class Stepping:
     # --- steps ------------------------------------------------------------------------------------------------------
 
     async def _walk(self, partition: Partition, steps: _Steps) -> None:
-        """One message at a time, until the positions pass what the last worker had in hand."""
+        """One message at a time, until the positions pass what the last worker had in hand, or its end is explained."""
         while steps.waiting:
-            if steps.waiting[0].delivery.position > steps.until:
+            explained = steps.explained and not self._crashes.get(partition)
+            if explained or steps.waiting[0].delivery.position > steps.until:
                 await self._go_on(partition, steps)
                 return
             work = steps.waiting.popleft()
@@ -217,6 +222,7 @@ class Stepping:
         survived = work.watched()
         if crashes >= _CRASHES_AT_MOST:
             work.crashes = crashes
+            self._explain()
         elif crashes:
             work.place = partial(self._alone, partition, steps, work)
         else:
@@ -243,6 +249,14 @@ class Stepping:
                 await self._note([self._mark(partition, steps.until)], [work])
                 raise
             await self._note([self._mark(partition, steps.until)], [work])
+
+    def _explain(self) -> None:
+        """One crash has one cause, also for what is met later of the same worker. Should there be another killer after
+        all, it will be found by one crash more.
+        """
+        self._explained = True
+        for steps in self._steps.values():
+            steps.explained = True
 
     async def _go_on(self, partition: Partition, steps: _Steps) -> None:
         """The last step has been taken: what waits goes as ever. More may come in while it is being marked."""

@@ -102,7 +102,7 @@ class UnitOfWork:
         if self._closed:
             raise UnitOfWorkClosedError("A transaction")
         if self.transaction is None:
-            self._lock = self._lock or anyio.Lock()
+            self._lock = self._lock or anyio.Lock(fast_acquire=True)
             async with self._lock:
                 if self.transaction is None:
                     transaction = await self._begin()

@@ -147,6 +147,7 @@ class Worker:
 
         self._room = Signal()
         self._finished = Signal()
+        self._much_finished = Signal()
         self._stopping = False
         self._receiving: anyio.CancelScope | None = None
         self._subscription: Subscription | None = None
@@ -236,7 +237,7 @@ class Worker:
             try:
                 async with anyio.create_task_group() as tasks:
                     self._tasks = tasks
-                    tasks.start_soon(self._acknowledging.run, self._finished)
+                    tasks.start_soon(self._acknowledging.run, self._finished, self._much_finished)
                     tasks.start_soon(self._retrying.run)
                     await self._receive_all(subscription, tasks)
                     await self._finish()
@@ -394,6 +395,8 @@ class Worker:
         self._in_hand.finish(work, done=done)
         self.progress_at = self._clock.elapsed()
         self._finished.set()
+        if self._in_hand.has_much_done:
+            self._much_finished.set()
 
     # --- handle -----------------------------------------------------------------------------------------------------
 

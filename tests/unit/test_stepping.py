@@ -89,6 +89,24 @@ async def test_a_message_that_kills_workers_is_parked_and_the_rest_flows(optimis
     assert [each.crashes for each in moments.of(CrashSuspected)] == [0, 1, 2, 3]
 
 
+async def test_once_the_killer_is_parked_the_others_go_as_ever() -> None:
+    """One crash has one cause. Up to the end of the mark, thousands of messages would go one by one for nothing."""
+    killer, broker, inbox = Killer(), MemoryBroker(partitions=2), Marking()
+    store = store_with(inbox)
+    await broker.publish([paid("poison"), *(paid(str(number)) for number in range(20))])
+    for number in range(1, 5):
+        async with shop_with(killer.registry, broker=broker, store=store, settings=AT_ONCE):
+            await eventually(lambda number=number: killer.killed == number)
+    async with shop_with(killer.registry, broker=broker, store=store) as shop:
+        await eventually(lambda: bool(shop.worker.parked))
+        await shop.settled()
+        before = len(inbox.marks)
+        await shop.receive(*(paid(str(number)) for number in range(20, 220)))
+
+    assert len(killer.seen) == 220
+    assert {mark.suspect for mark in inbox.marks[before:]} == {None}
+
+
 async def test_without_marks_it_would_kill_for_ever() -> None:
     """The negative control."""
 
