@@ -213,7 +213,8 @@ class OutboxStore(Protocol):
         ...
 
     async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
-        """Give lanes back at once, with their marks taken off; those that were lost meanwhile are left alone.
+        """Give lanes back at once, with their steps undone as by `unmark`; those that were lost meanwhile are left
+        alone.
 
         Args:
             leaving: The owner takes part no longer.
@@ -241,8 +242,8 @@ class OutboxStore(Protocol):
 
     async def step(self, lanes: Sequence[HeldLane], *, until: int) -> Sequence[ClaimedRecord]:
         """Take the first due record of each of these lanes, none with an id above `until`, and mark it on its lane in
-        the same transaction: a mark that stands there for the same record already counts one crash more, the one for
-        another is replaced.
+        the same transaction. Whoever takes over a lane whose step stands counts a crash of its record; the mark for
+        another record is replaced.
 
         Where a marked record is due, it is the one that is taken, unless an earlier record of its key is there: what
         becomes due before it now and then must not acquit it.
@@ -255,8 +256,8 @@ class OutboxStore(Protocol):
         ...
 
     async def unmark(self, lanes: Sequence[HeldLane]) -> None:
-        """Take the marks off, as if these steps had not been: the broker was away, and that is no crash. Lanes that
-        were lost are left alone.
+        """Undo these steps: the broker was away, and that is no crash. The crashes that were counted before stay, and
+        so does the mark of such a record. Lanes that were lost are left alone.
         """
         ...
 

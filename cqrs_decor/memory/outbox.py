@@ -3,7 +3,7 @@
 import heapq
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from cqrs_decor.clock import Clock
@@ -49,10 +49,11 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _StepMark:
-    """The record that the holder of a lane has in hand in a single step, and how many vanished with it before."""
+    """The record of a single step, how many relays vanished with it, and whether the lane's holder has it in hand."""
 
     record: int
     crashes: int
+    in_hand: bool
 
 
 @dataclass(slots=True)
@@ -100,6 +101,8 @@ class MemoryOutbox:
             lane = self._lanes[number]
             until = 0 if lane.owner is None else suspected_until[lane.owner]
             lane.owner, lane.fence, lane.lease_ends = owner, lane.fence + 1, elapsed + lease.total_seconds()
+            if lane.mark is not None and lane.mark.in_hand:
+                lane.mark = replace(lane.mark, crashes=lane.mark.crashes + 1, in_hand=False)
             taken.append(TakenLane(lane=HeldLane(number, lane.fence), suspicion=self._suspicion(number, until)))
         return taken
 
@@ -120,7 +123,7 @@ class MemoryOutbox:
         lane = self._lanes[number]
         mark = lane.mark
         if mark is not None and mark.record in lane.rows and not lane.rows[mark.record].parked:
-            return Suspicion(until=max(until, mark.record), record=mark.record, crashes=mark.crashes + 1)
+            return Suspicion(until=max(until, mark.record), record=mark.record, crashes=mark.crashes)
         first = self._first_due(number)
         return Suspicion(until=until) if first is not None and first.id <= until else None
 
@@ -148,7 +151,8 @@ class MemoryOutbox:
     async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
         for lane in lanes:
             if self._is_held(lane, owner):
-                self._lanes[lane.number].owner = self._lanes[lane.number].mark = None
+                self._lanes[lane.number].owner = None
+                self._put_down(lane)
         if leaving:
             self._seen_until.pop(owner, None)
 
@@ -201,15 +205,19 @@ class MemoryOutbox:
     def _mark(self, row: _Row) -> int:
         """Note that its lane goes with this record in hand; how many vanished with it before."""
         lane = self._lanes[row.lane]
-        again = lane.mark is not None and lane.mark.record == row.id
-        crashes = lane.mark.crashes + 1 if lane.mark is not None and again else 0
-        lane.mark = _StepMark(row.id, crashes)
+        crashes = lane.mark.crashes if lane.mark is not None and lane.mark.record == row.id else 0
+        lane.mark = _StepMark(row.id, crashes, in_hand=True)
         return crashes
 
     async def unmark(self, lanes: Sequence[HeldLane]) -> None:
         for lane in lanes:
             if self._is_held(lane):
-                self._lanes[lane.number].mark = None
+                self._put_down(lane)
+
+    def _put_down(self, lane: HeldLane) -> None:
+        """Nobody has its marked record in hand any more; how many vanished with it stays known."""
+        mark = self._lanes[lane.number].mark
+        self._lanes[lane.number].mark = replace(mark, in_hand=False) if mark is not None and mark.crashes else None
 
     async def settle(self, settlement: Settlement) -> None:
         self._check_fences(settlement.lanes)

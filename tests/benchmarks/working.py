@@ -1,6 +1,6 @@
 """A worker from Kafka to PostgreSQL, inbox row and one insert per message, against the same loop written by hand: a
-transaction per message, and optimistic batches. Each in a process of its own, as it would be: in one that has run others
-before, the garbage collector has more to walk through.
+transaction per message, and optimistic batches. Each in a process of its own, as it would be: in one that has run
+others before, the garbage collector has more to walk through.
 """
 
 import asyncio

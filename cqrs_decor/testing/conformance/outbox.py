@@ -718,6 +718,26 @@ class OutboxStoreConformance(Kit):
         assert (suspicion.record, suspicion.crashes) == (None, 0)
 
     @_store_test
+    async def test_neither_an_outage_nor_a_stop_forgets_crashes(self, store: Store) -> None:
+        """Deployments and outages between them would else let a record kill relays for ever."""
+        await self._write(store, poison := sample("orders", "a"), sample("orders", "a"))
+        for n in range(2):
+            await self._vanish(store, f"killed-{n}", poison)
+        lanes = await self._hold(store, "stopped")
+        await store.outbox.step(lanes, until=_FAR)
+        await store.outbox.unmark(lanes)
+        [again] = await store.outbox.step(lanes, until=_FAR)
+        await store.outbox.release("stopped", lanes, leaving=True)
+
+        taken = await self._take(store, "heir")
+        [suspicion] = [each.suspicion for each in taken if each.suspicion is not None]
+        [record] = await store.outbox.step([each.lane for each in taken], until=_FAR)
+
+        assert again.crashes == 2
+        assert (suspicion.record, suspicion.until, suspicion.crashes) == (again.id, again.id, 2)
+        assert (record.id, record.crashes) == (again.id, 2)
+
+    @_store_test
     async def test_a_late_unmark_leaves_the_mark_of_the_new_owner(self, store: Store) -> None:
         """A relay that was frozen wakes up to the outage that it was in: its lane is another one's now."""
         await self._write(store, suspect := sample("orders", "a"))

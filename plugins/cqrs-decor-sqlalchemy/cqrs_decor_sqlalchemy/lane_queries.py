@@ -46,7 +46,7 @@ class LaneQueries:
         # --- lanes: found by primary key; locked in the order of their numbers, so that no two can wait for each other
 
         self.free = (
-            select(lanes.lane, lanes.fence, lanes.owner, lanes.marked, lanes.crashes)
+            select(lanes.lane, lanes.fence, lanes.owner, lanes.marked, lanes.crashes, lanes.stepping)
             .where(or_(lanes.owner.is_(None), lanes.lease_until <= DatabaseNow()))
             .order_by(lanes.lane)
             .limit(bindparam("limit"))
@@ -61,18 +61,24 @@ class LaneQueries:
         self.take = (
             update(tables.lanes)
             .where(ours)
-            .values(owner=bindparam("new_owner"), fence=lanes.fence + 1, lease_until=DatabaseLater("seconds"))
+            .values(
+                owner=bindparam("new_owner"),
+                fence=lanes.fence + 1,
+                lease_until=DatabaseLater("seconds"),
+                crashes=lanes.crashes + lanes.stepping,
+                stepping=0,
+            )
         )
         self.extend = update(tables.lanes).where(ours).values(lease_until=DatabaseLater("seconds"))
-        self.give_back = (
-            update(tables.lanes).where(ours).values(owner=null(), lease_until=null(), marked=null(), crashes=0)
-        )
+        put_down: dict[str, Any] = {"marked": case((lanes.crashes > 0, lanes.marked), else_=null()), "stepping": 0}
+        self.give_back = update(tables.lanes).where(ours).values(owner=null(), lease_until=null(), **put_down)
         self.mark = (
             update(tables.lanes)
             .where(lanes.lane == bindparam("number"))
-            .values(marked=bindparam("in_hand"), crashes=bindparam("count"))
+            .values(marked=bindparam("in_hand"), crashes=bindparam("count"), stepping=1)
         )
-        self.unmark = update(tables.lanes).where(ours).values(marked=null(), crashes=0)
+        self.unmark = update(tables.lanes).where(ours).values(**put_down)
+        self.acquit = update(tables.lanes).where(ours).values(marked=null(), crashes=0, stepping=0)
         first = bindparam("first", type_=BigInteger())
         self.lower = (
             update(tables.lanes)

@@ -121,7 +121,7 @@ class SqlAlchemyOutbox:
             if settlement.failed:
                 await self._put_off(connection, settlement.failed)
             if settlement.stepped:
-                await self._lanes.take_marks_off(connection, _lanes_of(settlement))
+                await self._lanes.acquit(connection, _lanes_of(settlement))
 
         self.upkeep.note(len(settlement.delivered))
         await self.upkeep.run_if_due(settlement.lanes)  # before it, so that a failure of it leaves nothing half done

@@ -78,7 +78,9 @@ class OutboxLanes:
     async def unmark(self, lanes: Sequence[HeldLane]) -> None:
         async def work(connection: AsyncConnection) -> None:
             rows = {HeldLane(row.lane, row.fence) for row in await self._locked(connection, lanes)}
-            await self.take_marks_off(connection, [lane.number for lane in lanes if lane in rows])
+            numbers = [lane.number for lane in lanes if lane in rows]
+            if numbers:
+                await connection.execute(self._queries.unmark, {"lanes": numbers})
 
         if lanes:
             await self._database.write(work)
@@ -128,16 +130,17 @@ class OutboxLanes:
             How many vanished with it before, by number of the lane.
         """
         crashes = {
-            row.lane: row.crashes + 1 if row.marked == in_hand[row.lane] else 0 for row in rows if row.lane in in_hand
+            row.lane: row.crashes if row.marked == in_hand[row.lane] else 0 for row in rows if row.lane in in_hand
         }
         marks = [{"number": lane, "in_hand": in_hand[lane], "count": count} for lane, count in crashes.items()]
         if marks:
             await connection.execute(self._queries.mark, marks)
         return crashes
 
-    async def take_marks_off(self, connection: AsyncConnection, numbers: Sequence[int]) -> None:
+    async def acquit(self, connection: AsyncConnection, numbers: Sequence[int]) -> None:
+        """The steps of these lanes are over, and their holder is still there."""
         if numbers:
-            await connection.execute(self._queries.unmark, {"lanes": numbers})
+            await connection.execute(self._queries.acquit, {"lanes": numbers})
 
     async def lower(self, connection: AsyncConnection, firsts: dict[int, int]) -> None:
         """Records came back to these lanes, the first of them with this id; the lanes are locked."""
@@ -177,28 +180,34 @@ class OutboxLanes:
     async def _suspicions(
         self, connection: AsyncConnection, taken: Sequence[Any], in_hand: int
     ) -> dict[int, Suspicion]:
-        """By number of the lane, for those of `taken` whose owner vanished. Counted owner by owner: each of them may
-        have had so many records in hand. A marked record that is there no longer was discarded by an operator.
+        """By number of the lane: for those of `taken` whose owner vanished, and for those with a record that others
+        vanished with before. A marked record that is there no longer was discarded by an operator.
         """
-        vanished: defaultdict[str, list[Any]] = defaultdict(list)
+        reach = await self._reach_of_the_vanished(connection, taken, in_hand)
+        there = await self._there(connection, [row.marked for row in taken if row.marked is not None])
+        suspicions = {lane: Suspicion(until=until) for lane, until in reach.items()}
+        for row in taken:
+            if row.marked in there:
+                until = max(reach.get(row.lane, 0), row.marked)
+                crashes = row.crashes + row.stepping
+                suspicions[row.lane] = Suspicion(until=until, record=row.marked, crashes=crashes)
+        return suspicions
+
+    async def _reach_of_the_vanished(
+        self, connection: AsyncConnection, taken: Sequence[Any], in_hand: int
+    ) -> dict[int, int]:
+        """Up to which record lanes go in single steps. Counted owner by owner: each may have had so many in hand."""
+        vanished: defaultdict[str, list[int]] = defaultdict(list)
         for row in taken:
             if row.owner is not None:
-                vanished[row.owner].append(row)
-        suspicions: dict[int, Suspicion] = {}
-        for rows in vanished.values():
-            lanes = [row.lane for row in rows]
+                vanished[row.owner].append(row.lane)
+        reach: dict[int, int] = {}
+        for lanes in vanished.values():
             until = await self._last_in_hand(connection, lanes, in_hand)
-            if until is None:
-                continue
-            touched = set(await connection.scalars(self._queries.touched, {"lanes": lanes, "until": until}))
-            there = await self._there(connection, [row.marked for row in rows if row.marked is not None])
-            for row in rows:
-                if row.marked in there:
-                    last = max(until, row.marked)
-                    suspicions[row.lane] = Suspicion(until=last, record=row.marked, crashes=row.crashes + 1)
-                elif row.lane in touched:
-                    suspicions[row.lane] = Suspicion(until=until)
-        return suspicions
+            if until is not None:
+                touched = await connection.scalars(self._queries.touched, {"lanes": lanes, "until": until})
+                reach.update(dict.fromkeys(touched, until))
+        return reach
 
     async def _last_in_hand(self, connection: AsyncConnection, lanes: Sequence[int], in_hand: int) -> int | None:
         nth = await connection.scalar(self._queries.nth, {"lanes": lanes, "before": max(in_hand, 1) - 1})

@@ -47,9 +47,9 @@ class Tables:
     Attributes:
         outbox: What waits to be published. `id` rises in the order of writing; `due_at` is when a record may be tried
             (again); `headers` is JSON with every attribute of the envelope that has no column.
-        lanes: One row per lane: who holds it, under which fence, until when. `marked` is the record that is in hand
-            while the lane goes in single steps, `crashes` how many holders in a row vanished with it before. No record
-            of the lane has an id below `low_id`, and none ever will; `seen_id` is what it is to move to.
+        lanes: One row per lane: who holds it, under which fence, until when. `marked` is the record that goes in a
+            single step, `crashes` how many holders vanished with it, `stepping` whether this holder has it in hand. No
+            record of the lane has an id below `low_id`, and none ever will; `seen_id` is what it is to move to.
         holds: One row per record that failed and has a key: it holds back every record of that key with the same or a
             higher id, until `due_at`; for good where that is NULL, since the record is parked.
         parked: Records that wait for an operator, under the id that they had in the outbox; `behind` is the parked
@@ -92,6 +92,7 @@ class Tables:
             Column("lease_until", time_type(), nullable=True),
             Column("marked", BigInteger, nullable=True),
             Column("crashes", Integer, nullable=False, server_default="0"),
+            Column("stepping", SmallInteger, nullable=False, server_default="0"),
             Column("low_id", BigInteger, nullable=False, server_default="0"),
             Column("seen_id", BigInteger, nullable=False, server_default="0"),
             postgresql_with=_UPDATED_ALL_THE_TIME,

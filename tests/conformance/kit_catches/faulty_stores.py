@@ -297,6 +297,20 @@ class NeverCountsTwo(MemoryOutbox):
         return min(super()._mark(row), 1)
 
 
+class ForgetsCrashesInAnOutage(MemoryOutbox):
+    async def unmark(self, lanes: Sequence[HeldLane]) -> None:
+        for lane in lanes:
+            if self._is_held(lane):
+                self._lanes[lane.number].mark = None
+
+
+class ForgetsCrashesAtAStop(MemoryOutbox):
+    async def release(self, owner: str, lanes: Sequence[HeldLane], *, leaving: bool = False) -> None:
+        await super().release(owner, lanes, leaving=leaving)
+        for lane in lanes:
+            self._lanes[lane.number].mark = None
+
+
 class LeavesTheMarkOfASettledStep(MemoryOutbox):
     """Two keys are enough: the mark of a rescheduled record accuses it although nobody vanished with it."""
 

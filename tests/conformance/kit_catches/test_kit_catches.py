@@ -173,6 +173,8 @@ FAULTY_OUTBOXES: dict[type[Any], str] = {
     stores.LeavesTheMarkOfASettledStep: "test_a_settled_step_takes_the_mark_off",
     stores.KeepsTheCountForAnotherRecord: "test_the_mark_of_another_record_is_replaced",
     stores.CannotUnmark: "test_a_mark_that_was_taken_off_blames_nobody",
+    stores.ForgetsCrashesInAnOutage: "test_neither_an_outage_nor_a_stop_forgets_crashes",
+    stores.ForgetsCrashesAtAStop: "test_neither_an_outage_nor_a_stop_forgets_crashes",
     stores.UnmarksUnderAnyFence: "test_a_late_unmark_leaves_the_mark_of_the_new_owner",
     stores.ReleasesWithTheMarkOn: "test_a_release_takes_the_mark_off",
     stores.SettlesStepsWithoutAFence: "test_a_late_step_settles_nothing",
