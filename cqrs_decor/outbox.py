@@ -200,7 +200,8 @@ class OutboxStore(Protocol):
 
         Args:
             in_hand: How many records a relay has in hand at most. A holder whose lease has ended vanished: what it may
-                have had in hand are the first so many records of its lanes; where there are none, nothing is suspected.
+                have had in hand are the first so many records of each of its lanes (it may have claimed from one only);
+                where there are none, nothing is suspected.
         """
         ...
 

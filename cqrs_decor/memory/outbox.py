@@ -93,30 +93,20 @@ class MemoryOutbox:
 
     async def acquire(self, owner: str, lease: timedelta, limit: int, *, in_hand: int) -> Sequence[TakenLane]:
         elapsed = self._clock.elapsed()
-        ended = self._ended_lanes()
-        suspected_until = {vanished: self._until(numbers, in_hand) for vanished, numbers in ended.items()}
         free = [n for n, lane in enumerate(self._lanes) if lane.owner is None or lane.lease_ends <= elapsed]
         taken: list[TakenLane] = []
         for number in free[: max(limit, 0)]:
             lane = self._lanes[number]
-            until = 0 if lane.owner is None else suspected_until[lane.owner]
+            until = 0 if lane.owner is None else self._until(number, in_hand)
             lane.owner, lane.fence, lane.lease_ends = owner, lane.fence + 1, elapsed + lease.total_seconds()
             if lane.mark is not None and lane.mark.in_hand:
                 lane.mark = replace(lane.mark, crashes=lane.mark.crashes + 1, in_hand=False)
             taken.append(TakenLane(lane=HeldLane(number, lane.fence), suspicion=self._suspicion(number, until)))
         return taken
 
-    def _ended_lanes(self) -> dict[str, list[int]]:
-        """The lanes of each owner that vanished."""
-        ended: dict[str, list[int]] = {}
-        for number, lane in enumerate(self._lanes):
-            if lane.owner is not None and lane.lease_ends <= self._clock.elapsed():
-                ended.setdefault(lane.owner, []).append(number)
-        return ended
-
-    def _until(self, lanes: Iterable[int], in_hand: int) -> int:
-        """The last of the first `in_hand` records of these lanes; 0 if there are none."""
-        ids = [row.id for row, state in self._walk(lanes) if state == "due"]
+    def _until(self, number: int, in_hand: int) -> int:
+        """The last of the first `in_hand` records of this lane; 0 if there are none."""
+        ids = [row.id for row, state in self._walk([number]) if state == "due"]
         return max(ids[:in_hand], default=0)
 
     def _suspicion(self, number: int, until: int) -> Suspicion | None:

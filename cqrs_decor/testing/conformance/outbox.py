@@ -565,6 +565,20 @@ class OutboxStoreConformance(Kit):
         assert [each.id for each in in_hand if each.id > suspicions[each.lane].until] == []
 
     @_store_test
+    async def test_what_waits_in_one_lane_does_not_stand_for_what_is_in_hand_of_another(self, store: Store) -> None:
+        """A relay claims from no lane that is under suspicion, or that it is about to give away."""
+        key = next(f"key-{n}" for n in range(10_000) if lane_of("orders", f"key-{n}", "") != lane_of("orders", "a", ""))
+        await self._write(store, *(sample("orders", "a") for _ in range(5)), sample("orders", key))
+        lanes = await self._hold(store, "killed", self.short)
+        waiting = lane_of("orders", "a", "")
+        [record] = await store.outbox.claim([lane for lane in lanes if lane.number != waiting], 3)
+        await self.advance(self.short)
+
+        suspicions = await self._suspicions(store, in_hand=3)
+
+        assert suspicions[record.lane].until >= record.id
+
+    @_store_test
     async def test_a_step_takes_the_first_due_record_of_each_lane(self, store: Store) -> None:
         """One record per lane in hand: the smallest circle of suspects that still gets on."""
         written = [sample("orders", f"key-{n % 10}") for n in range(30)]

@@ -87,27 +87,25 @@ class LaneQueries:
         )
         self.all = select(lanes.lane, lanes.owner, lanes.lease_until, DatabaseNow().label("now")).order_by(lanes.lane)
 
-        # --- what one who vanished may have had in hand: records that nothing kept from being claimed; by primary key
+        # --- what one who vanished may have had in hand: what nothing kept from being claimed; by index (lane, id)
 
-        of_these_lanes = [
-            among(outbox.lane, "lanes", dialect, SmallInteger()),
-            outbox.id >= select(func.min(lanes.low_id)).where(ours).scalar_subquery(),
-        ]
+        in_lane = [outbox.lane == lanes.lane, outbox.id >= lanes.low_id]
         held = exists().where(
             holds.lane == outbox.lane,
             holds.topic == outbox.topic,
             holds.key == outbox.key,
             holds.record_id <= outbox.id,
         )
-        self.nth = (
+        nth = (
             select(outbox.id)
-            .where(*of_these_lanes, outbox.attempts == 0, ~held)
+            .where(*in_lane, outbox.attempts == 0, ~held)
             .order_by(outbox.id)
             .limit(1)
             .offset(bindparam("before"))
+            .scalar_subquery()
         )
-        self.last = select(outbox.id).where(*of_these_lanes).order_by(outbox.id.desc()).limit(1)
-        self.touched = select(outbox.lane).distinct().where(*of_these_lanes, outbox.id <= bindparam("until"))
+        last = select(outbox.id).where(*in_lane).order_by(outbox.id.desc()).limit(1).scalar_subquery()
+        self.reach = select(lanes.lane, func.coalesce(nth, last).label("until")).where(ours)
         self.existing = select(outbox.id).where(among(outbox.id, "ids", dialect))
 
         # --- members: a few rows

@@ -1,6 +1,5 @@
 """Who holds the lanes of an outbox, and what those who vanished had in hand."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -196,22 +195,14 @@ class OutboxLanes:
     async def _reach_of_the_vanished(
         self, connection: AsyncConnection, taken: Sequence[Any], in_hand: int
     ) -> dict[int, int]:
-        """Up to which record lanes go in single steps. Counted owner by owner: each may have had so many in hand."""
-        vanished: defaultdict[str, list[int]] = defaultdict(list)
-        for row in taken:
-            if row.owner is not None:
-                vanished[row.owner].append(row.lane)
-        reach: dict[int, int] = {}
-        for lanes in vanished.values():
-            until = await self._last_in_hand(connection, lanes, in_hand)
-            if until is not None:
-                touched = await connection.scalars(self._queries.touched, {"lanes": lanes, "until": until})
-                reach.update(dict.fromkeys(touched, until))
-        return reach
-
-    async def _last_in_hand(self, connection: AsyncConnection, lanes: Sequence[int], in_hand: int) -> int | None:
-        nth = await connection.scalar(self._queries.nth, {"lanes": lanes, "before": max(in_hand, 1) - 1})
-        return nth if nth is not None else await connection.scalar(self._queries.last, {"lanes": lanes})
+        """Up to which record lanes go in single steps. Counted lane by lane: what waited in one that its holder did not
+        claim from, since it was under suspicion or about to be given away, must not stand for what it had of another.
+        """
+        vanished = [row.lane for row in taken if row.owner is not None]
+        if not vanished:
+            return {}
+        rows = await connection.execute(self._queries.reach, {"lanes": vanished, "before": max(in_hand, 1) - 1})
+        return {row.lane: row.until for row in rows if row.until is not None}
 
     async def _there(self, connection: AsyncConnection, ids: Sequence[int]) -> set[int]:
         return set(await connection.scalars(self._queries.existing, {"ids": ids})) if ids else set()

@@ -231,15 +231,23 @@ class SuspectsEmptyLanes(MemoryOutbox):
 
 
 class SuspectsOneRecordTooFew(MemoryOutbox):
-    def _until(self, lanes: Iterable[int], in_hand: int) -> int:
-        return super()._until(lanes, in_hand - 1)
+    def _until(self, number: int, in_hand: int) -> int:
+        return super()._until(number, in_hand - 1)
 
 
 class SuspectsOnlyTheFirst(MemoryOutbox):
     """Takes what a relay has in hand for one record of each lane."""
 
-    def _until(self, lanes: Iterable[int], in_hand: int) -> int:
-        return super()._until(lanes, 1)
+    def _until(self, number: int, in_hand: int) -> int:
+        return super()._until(number, 1)
+
+
+class CountsWhatIsInHandAcrossLanes(MemoryOutbox):
+    """What waits in a lane that nobody claims from fills the number."""
+
+    def _until(self, number: int, in_hand: int) -> int:
+        ids = sorted(row.id for row, state in self._walk(range(LANES)) if state == "due")
+        return max(ids[:in_hand], default=0)
 
 
 class CountsACrashOnlyAtSettle(MemoryOutbox):
