@@ -1,6 +1,7 @@
 """What every long-running loop needs: to be woken, to be told to stop, and to wait out an outage without noise."""
 
 import logging
+from collections.abc import Callable
 
 import anyio
 
@@ -39,6 +40,8 @@ class Outage:
         self._clock = clock
         self._observers = observers
         self._wait_s = 0.0
+        self._ended = 0
+        self._turns = anyio.Lock()
 
     @property
     def lasts(self) -> bool:
@@ -46,20 +49,41 @@ class Outage:
 
     async def wait(self, error: BaseException) -> None:
         """Note a failure and wait before the next try."""
+        self.begin(error)
+        await self._rest()
+
+    def begin(self, error: BaseException) -> None:
+        """Note a failure."""
+        if self.lasts:
+            return
+        self._logger.warning(
+            "%s is away, trying again until it is back: %s",
+            self._part,
+            type(error).__name__,
+            extra={"action": "connection_lost", "part": self._part},
+        )
+        self._observers.notice(ConnectionChanged(part=self._part, up=False, error=type(error).__name__))
+        self._wait_s = _FIRST_WAIT_S / 2
+
+    async def in_turn(self, given_up: Callable[[], bool]) -> None:
+        """While it lasts, wait before one's try until that of each other who waits here: a thousand that ask every
+        second are the next outage. Returns at once when it is over, or given up.
+        """
         if not self.lasts:
-            self._logger.warning(
-                "%s is away, trying again until it is back: %s",
-                self._part,
-                type(error).__name__,
-                extra={"action": "connection_lost", "part": self._part},
-            )
-            self._observers.notice(ConnectionChanged(part=self._part, up=False, error=type(error).__name__))
-        self._wait_s = min(max(self._wait_s * 2, _FIRST_WAIT_S), _LONGEST_WAIT_S)
+            return
+        ended = self._ended
+        async with self._turns:
+            if self._ended == ended and not given_up():
+                await self._rest()
+
+    async def _rest(self) -> None:
+        self._wait_s = min(self._wait_s * 2, _LONGEST_WAIT_S)
         await self._clock.sleep(self._wait_s)
 
     def over(self) -> None:
         """Note a success."""
         if self.lasts:
+            self._ended += 1
             self._logger.warning("%s is back", self._part, extra={"action": "connection_back", "part": self._part})
             self._observers.notice(ConnectionChanged(part=self._part, up=True))
         self._wait_s = 0.0

@@ -105,6 +105,9 @@ class Consuming:
         consumer, envelope = plan.origin.consumer or "", read.envelope
         tries = _Tries()
         while not turn.given_up:
+            await self._outage.in_turn(lambda: turn.given_up)
+            if turn.given_up:
+                break
             tries.attempts += 1
             try:
                 async with self._places.one if turn.place is None else turn.place():
@@ -165,7 +168,7 @@ class Consuming:
         """Wait before the next attempt; False when there is none. An outage or a lost race for a row is no attempt."""
         if self._patience.is_outage(error):
             tries.attempts -= 1
-            await self._outage.wait(error)
+            self._outage.begin(error)
             return True
         if self._store.is_transient(error) and tries.conflicts < _CONFLICTS:
             tries.attempts -= 1

@@ -4,16 +4,15 @@ import anyio
 import pytest
 
 from tests.fault.invariants import InvariantBrokenError
-from tests.fault.parts import CONCURRENCY
 from tests.fault.setups import LASTS_S, wide
 from tests.fault.world import World
 
 BACKED_OFF_S = 2.0
 """Waits between two tries double from a tenth of a second to a second."""
 
-LOOPS = 5 + CONCURRENCY
-"""That ask the database: claims, lanes and wake-ups of the relay, what is to be retried of the worker, what is cleaned
-up, and each handler that the outage met at work.
+LOOPS = 6
+"""That ask the database: claims, lanes, settlement and wake-ups of the relay; of the worker what is to be retried, and
+one of all the messages that the outage met in hand.
 """
 
 PARTS = 4

@@ -1,0 +1,79 @@
+"""However many met an outage, it is asked about once a second, and over for all of them at once."""
+
+import logging
+from datetime import timedelta
+
+import anyio
+import pytest
+
+from cqrs_decor._loop import Outage
+from cqrs_decor.errors import StoreUnavailableError
+from cqrs_decor.observers import Observers
+from cqrs_decor.testing import FakeClock
+from tests.unit.apps import eventually
+
+pytestmark = pytest.mark.feature("B6")
+
+AWAY = StoreUnavailableError("db", "restarting")
+
+
+class Crowd:
+    """So many that try, and wait in turn each time it fails."""
+
+    def __init__(self, many: int) -> None:
+        self.many = many
+        self.clock = FakeClock()
+        self.outage = Outage("the inbox", logging.getLogger(__name__), self.clock, Observers())
+        self.tries = self.through = 0
+        self.away, self.given_up = True, False
+
+    async def run(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(self.many):
+                tasks.start_soon(self._try)
+
+    async def _try(self) -> None:
+        while True:
+            await self.outage.in_turn(lambda: self.given_up)
+            if self.given_up:
+                return
+            self.tries += 1
+            if not self.away:
+                self.outage.over()
+                self.through += 1
+                return
+            self.outage.begin(AWAY)
+
+    async def seconds(self, count: int) -> None:
+        for _ in range(count):
+            await anyio.wait_all_tasks_blocked()
+            self.clock.advance(timedelta(seconds=1))
+        await anyio.wait_all_tasks_blocked()
+
+
+async def test_of_many_one_asks_in_a_second() -> None:
+    """A thousand messages in hand that ask each second are the next outage."""
+    crowd = Crowd(1_000)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(crowd.run)
+        await crowd.seconds(60)
+        asked = crowd.tries
+        crowd.away = False
+        await crowd.seconds(1)
+        await eventually(lambda: crowd.through == 1_000)
+
+    assert 50 <= asked <= 62
+
+
+async def test_those_that_are_given_up_do_not_wait_for_their_turn() -> None:
+    """A stop in an outage would else last as many seconds as there are messages in hand."""
+    crowd = Crowd(1_000)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(crowd.run)
+        await crowd.seconds(5)
+        crowd.given_up = True
+        with anyio.fail_after(10):
+            await crowd.seconds(1)
+            tried = crowd.tries
+
+    assert crowd.tries == tried <= 7
