@@ -89,7 +89,7 @@ async def test_a_retry_that_does_not_take_the_message_out_is_found_to_run_it_aga
             await world.handles(effects)
     await world.quiet()
 
-    with pytest.raises(InvariantBrokenError, match="I3 doubled"):
+    with pytest.raises(InvariantBrokenError, match=r"I3 doubled: more than one effect: send0-59\."):
         await world.check(parked=1)
 
 

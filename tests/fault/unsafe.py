@@ -73,7 +73,7 @@ class ParksNothing(_Instead):
         return True
 
 
-class KeepsWhatWasRetried(RemembersNothing):
+class KeepsWhatWasRetried(_Instead):
     """A worker that does not take a parked message out when it handles it."""
 
     async def unpark(self, *_: Any) -> bool:
