@@ -87,7 +87,7 @@ class Soak:
             self._broker.heal()
         if self._sender is not None:
             await self._sender.ends_well(limit_s=120)
-        await self._world.quiet(limit_s=600)  # what the faults held up may be thousands by now
+        await self._world.quiet_or_stuck()
         assert all(victim.is_alive for victim in self._running), "a process ended by itself"
 
     def _one(self) -> int:

@@ -393,6 +393,13 @@ class World:
         except TimeoutError:
             pass  # the check that follows says what is stranded, and what is missing because of that
 
+    async def quiet_or_stuck(self) -> None:
+        """As `quiet`, for what many faults have held up: the limit is for each effect more, not for all of them."""
+        handled = -1
+        while not await self._is_quiet() and (now := len(await self.ledger.effects())) > handled:
+            handled = now
+            await self.quiet()
+
     async def handles(self, count: int, limit_s: float = 60) -> None:
         """Wait until so many effects are there."""
         await until(partial(self._has_handled, count), f"{count} entries were handled", limit_s, self.logs)
