@@ -161,7 +161,7 @@ FAULTY_OUTBOXES: dict[type[Any], str] = {
     stores.SuspectsThoseWhoStopped: "test_lanes_that_were_given_back_are_above_suspicion",
     stores.SuspectsEmptyLanes: "test_an_empty_lane_is_above_suspicion",
     stores.SuspectsOneRecordTooFew: "test_what_a_vanished_relay_may_have_had_in_hand_is_suspected",
-    stores.SuspectsOnlyTheFirst: "test_what_a_vanished_relay_may_have_had_in_hand_is_suspected",
+    stores.SuspectsOnlyTheFirst: "test_the_records_in_hand_are_those_of_all_its_lanes",
     stores.CountsWhatIsInHandAcrossLanes: ("test_what_waits_in_one_lane_does_not_stand_for_what_is_in_hand_of_another"),
     stores.CountsACrashOnlyAtSettle: "test_crashes_in_a_row_are_counted_before_the_record_is_published",
     stores.StepsWithTheWholeLane: "test_a_step_takes_the_first_due_record_of_each_lane",
