@@ -50,6 +50,23 @@ async def test_a_refused_record_holds_back_its_own_key_only() -> None:
 
 
 @pytest.mark.feature("O5")
+async def test_a_broker_that_answers_for_too_few_loses_nothing() -> None:
+    """Which of them it has is unknown: none may be taken for delivered."""
+    bench = Bench()
+    await bench.commit("a1", "b1")
+    bench.broker.publish = lambda envelopes: _answer([None] * (len(envelopes) - 1))  # type: ignore[method-assign]
+
+    with pytest.RaisesGroup(ValueError, flatten_subgroups=True):
+        await bench.relay.run()
+
+    assert await bench.states() == {"a1": "pending", "b1": "pending"}
+
+
+async def _answer(outcomes: list[None]) -> list[None]:
+    return outcomes
+
+
+@pytest.mark.feature("O5")
 async def test_a_rescheduled_record_is_delivered_before_those_it_held_back() -> None:
     """In their old order, and with records that were committed meanwhile behind them."""
     bench = Bench()
