@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cqrs_decor_sqlalchemy.dialects import READING
 from cqrs_decor_sqlalchemy.errors import is_transient, translated
+from cqrs_decor_sqlalchemy.frozen_sessions import end_frozen_sessions, limits
 from cqrs_decor_sqlalchemy.settings import StoreSettings
 from cqrs_decor_sqlalchemy.tables import Tables
 from cqrs_decor_sqlalchemy.urls import shown
@@ -20,9 +21,6 @@ from cqrs_decor_sqlalchemy.urls import shown
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
 _Transaction = Callable[[], AbstractAsyncContextManager[AsyncConnection]]
-
-IDLE_LIMIT = "idle_in_transaction_session_timeout"
-"""PostgreSQL's own name of it; in milliseconds."""
 
 _logger = logging.getLogger(__name__)
 
@@ -89,6 +87,8 @@ class Database:
                     async with transaction() as connection:
                         return await work(connection)
             except Exception as error:  # drivers raise classes of their own while they connect
+                if isinstance(error, TimeoutError):
+                    await self._end_who_is_in_the_way()
                 if attempt == _ATTEMPTS or not is_transient(error):
                     self.raise_translated(error)
                 _logger.debug(
@@ -110,6 +110,15 @@ class Database:
         except Exception as error:  # drivers raise classes of their own while they connect
             self.raise_translated(error)
 
+    async def end_frozen_sessions(self, connection: AsyncConnection) -> None:
+        """A process that stands still must not keep a row locked: end those that the server does not by itself."""
+        if self.dialect == "postgresql":
+            await connection.execute(end_frozen_sessions, {"seconds": self.settings.idle_limit.total_seconds()})
+
+    async def _end_who_is_in_the_way(self) -> None:
+        with suppress(Exception):  # the failure that made it look is what is told
+            await self.read(self.end_frozen_sessions)
+
     def raise_translated(self, error: Exception) -> NoReturn:
         """Raise the library's own error for what a driver raised; everything else as it is."""
         tables = self.tables
@@ -122,8 +131,7 @@ class Database:
     async def _transaction(self) -> AsyncGenerator[AsyncConnection]:
         async with self.engine.connect() as connection:
             if self.dialect == "postgresql":
-                # A frozen process must not keep a lane's row locked. LOCAL: behind a pooler the session is not ours.
-                await connection.exec_driver_sql(f"SET LOCAL {IDLE_LIMIT} = {self.idle_limit_ms}")
+                await connection.exec_driver_sql(limits(self.idle_limit_ms))
                 yield connection
                 await connection.commit()
             elif self.dialect == "mysql":

@@ -25,7 +25,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from cqrs_decor_sqlalchemy.columns import DatabaseLater, DatabaseNow, among
-from cqrs_decor_sqlalchemy.database import IDLE_LIMIT
+from cqrs_decor_sqlalchemy.frozen_sessions import IDLE_LIMIT
 from cqrs_decor_sqlalchemy.lower_bound import PUT_BACK
 from cqrs_decor_sqlalchemy.tables import Tables
 

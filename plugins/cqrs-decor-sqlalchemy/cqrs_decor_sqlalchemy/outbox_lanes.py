@@ -28,6 +28,8 @@ class OutboxLanes:
     async def acquire(self, owner: str, lease: timedelta, limit: int, in_hand: int) -> Sequence[TakenLane]:
         async def work(connection: AsyncConnection) -> list[TakenLane]:
             free = (await connection.execute(self._queries.free, {"limit": limit})).all()
+            if len(free) < limit:
+                await self._database.end_frozen_sessions(connection)
             if not free:
                 return []
             numbers = [row.lane for row in free]

@@ -1,6 +1,9 @@
 """What the outbox does beyond its kit: frozen holders, skewed lanes, operators, settings that are put back."""
 
+from contextlib import suppress
 from datetime import timedelta
+from typing import Any
+from unittest.mock import AsyncMock
 
 import anyio
 import pytest
@@ -52,6 +55,85 @@ async def test_a_frozen_process_does_not_keep_its_lanes_locked(server_url):
     await frozen.close()
 
     assert list(at_once) == [], "the negative control: it was locked"
+
+
+@pytest.mark.parametrize("ends_them", [True, False], ids=["ended", "not ended"])
+async def test_a_process_frozen_in_the_middle_of_a_statement_does_not_keep_its_lanes_locked(
+    postgres_url, ends_them, monkeypatch
+):
+    """asyncpg asks the server what a statement looks like before it executes it. Whoever stands still between the two
+    is not idle in its transaction: no idle limit ends that.
+    """
+    frozen = SqlAlchemyStore.from_url(postgres_url, settings=StoreSettings(idle_limit=timedelta(seconds=1)))
+    await frozen.schema.upgrade()
+    heir = SqlAlchemyStore.from_url(postgres_url, settings=StoreSettings(idle_limit=timedelta(seconds=1)))
+    if not ends_them:
+        monkeypatch.setattr(heir.database, "end_frozen_sessions", AsyncMock())
+    lanes: list[HeldLane] = []
+
+    async def freeze(connection: AsyncConnection) -> None:
+        await connection.execute(text("SELECT * FROM cqrs_outbox_lane ORDER BY lane FOR UPDATE"))
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.prepare("SELECT 1")
+        for _ in range(30):
+            await anyio.sleep(0.1)
+            lanes.extend(await acquired(heir, "heir"))
+        await connection.execute(text("SELECT 2"))
+
+    with suppress(StoreUnavailableError):
+        await frozen.database.write(freeze)
+    await heir.close()
+    await frozen.close()
+
+    assert len(lanes) == (LANES if ends_them else 0)
+
+
+async def test_one_who_waits_in_vain_ends_who_stands_still(postgres_url):
+    """A lane of the log, a row of the inbox: what waits for its lock finds out only when it has waited for too long."""
+    settings = StoreSettings(timeout=timedelta(seconds=2), idle_limit=timedelta(seconds=1))
+    frozen = SqlAlchemyStore.from_url(postgres_url, settings=StoreSettings(idle_limit=timedelta(seconds=1)))
+    await frozen.schema.upgrade()
+    other = SqlAlchemyStore.from_url(postgres_url, settings=settings)
+
+    async def lock(connection: AsyncConnection) -> None:
+        await connection.execute(text("SELECT * FROM cqrs_outbox_lane ORDER BY lane FOR UPDATE"))
+
+    async def freeze(connection: AsyncConnection) -> None:
+        await lock(connection)
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.prepare("SELECT 1")
+        with pytest.raises(StoreUnavailableError):
+            await other.database.write(lock)
+        await other.database.write(lock)
+        await connection.execute(text("SELECT 2"))
+
+    with pytest.raises(StoreUnavailableError):
+        await frozen.database.write(freeze)
+    await other.close()
+    await frozen.close()
+
+
+async def test_what_takes_part_is_not_taken_for_frozen(postgres_url):
+    """A session of the user's own, one that works, and one that has just begun to stand still are left alone."""
+    store = SqlAlchemyStore.from_url(postgres_url, settings=StoreSettings(idle_limit=timedelta(seconds=1)))
+    await store.schema.upgrade()
+    late = SqlAlchemyStore.from_url(postgres_url, settings=StoreSettings(idle_limit=timedelta(seconds=9)))
+
+    async def stand_still(connection: AsyncConnection) -> None:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.prepare("SELECT 1")
+        await anyio.sleep(1.5)
+        await store.database.read(store.database.end_frozen_sessions)
+        await late.database.read(late.database.end_frozen_sessions)
+        await connection.execute(text("SELECT 2"))
+
+    async with store.database.engine.connect() as users_own:
+        await stand_still(users_own)
+    await store.database.write(lambda connection: connection.execute(text("SELECT pg_sleep(1.5)")))
+    with pytest.raises(StoreUnavailableError):
+        await store.database.write(stand_still)
+    await late.close()
+    await store.close()
 
 
 async def test_settling_waits_for_no_transaction_that_emits(server_store: SqlAlchemyStore) -> None:
