@@ -210,6 +210,10 @@ class OutboxStore(Protocol):
 
         Where there are wake-ups, the owner's own `Ear` hears an echo of it: that shows that listening works, across
         connections.
+
+        Raises:
+            LaneLostError: Another relay took some of the lanes while it went on to tidy up under them. Otherwise lanes
+                that were lost are just not among those that are held.
         """
         ...
 

@@ -214,6 +214,9 @@ class Relay:
             except StoreUnavailableError as error:
                 await self._store_outage.wait(error)
                 continue
+            except LaneLostError as error:
+                self._holding.lose(error)
+                continue
             self._note_progress()
             if self._holding.waits:
                 self.wake()

@@ -1,6 +1,7 @@
 """The relay on memory: everything once committed reaches the broker, in order per key, whoever fails meanwhile."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -9,7 +10,8 @@ import anyio
 import pytest
 
 from cqrs_decor import Command, IntegrationEvent, Registry, Retry, Settings, emit
-from cqrs_decor.errors import StoreUnavailableError
+from cqrs_decor.errors import LaneLostError, StoreUnavailableError
+from cqrs_decor.lanes import HeldLane, Renewal
 from cqrs_decor.memory import MemoryBroker, MemoryStore
 from cqrs_decor.observers import ConnectionChanged, FenceRejected, LanesChanged, Observers
 from cqrs_decor.outbox import ClaimedRecord, OutboxFilter
@@ -289,6 +291,30 @@ async def test_a_late_write_is_refused_by_the_fence_and_noticed() -> None:
 
     assert bench.relay.published == 0
     assert [each.envelope.id for each in claimed] == ["a1"]
+
+
+@pytest.mark.feature("O4")
+async def test_a_relay_goes_on_when_its_lanes_are_lost_while_they_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store may tidy up under the lanes that it has just renewed. By then the relay may have stood still."""
+    bench = Bench()
+    renew, losses = bench.store.outbox.renew, [True]
+
+    async def renew_and_lose(owner: str, lanes: Sequence[HeldLane], lease: timedelta) -> Renewal:
+        if lanes and losses:
+            losses.pop()
+            await bench.store.outbox.release(owner, lanes)
+            raise LaneLostError(owner, [lane.number for lane in lanes])
+        return await renew(owner, lanes, lease)
+
+    monkeypatch.setattr(bench.store.outbox, "renew", renew_and_lose)
+    async with bench.running():
+        await eventually(lambda: bench.relay.lanes_held == 32)
+        await pass_time(bench.clock, LEASE.total_seconds() / 2)
+        await bench.commit("a1")
+        await eventually(lambda: bench.relay.published == 1)
+
+    assert not losses
+    assert len(bench.recorder.of(FenceRejected)) == 32
 
 
 @pytest.mark.feature("O4")
