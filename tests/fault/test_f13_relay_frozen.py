@@ -13,11 +13,13 @@ from tests.fault.world import World
 async def test_late_writes_of_a_relay_that_stood_still_are_refused(world: World) -> None:
     """A long garbage collection, a paused virtual machine, a laptop lid: the process never knows that it was away.
 
-    It stands still when the broker has its batch, before it settles: what it does next is a late write.
+    It stands still when the broker has its first batch, before it settles: what it does next is a late write. A later
+    batch could find the one before it still being settled, in a transaction that the database has ended meanwhile; it
+    then learns that its lanes are lost before it writes anything.
     """
     sender = world.start_sending(200, pause_s=0.01)
     world.start("work")
-    frozen = world.start("relay", freeze_at=("relay.published", 3))
+    frozen = world.start("relay", freeze_at=("relay.published", 1))
     await frozen.freezes()
     assert await world.ledger.pending() > 0
     world.deal("relay frozen")

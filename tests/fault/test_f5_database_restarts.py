@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.fault.invariants import InvariantBrokenError
+from tests.fault.parts import CALM, CALM_LEASE_S
 from tests.fault.setups import wide
 from tests.fault.world import World
 
@@ -35,15 +37,19 @@ async def test_a_database_that_is_killed_and_started_again_needs_no_restart_of_o
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
 async def test_a_relay_that_gives_up_when_the_log_is_away_is_found_out(world: World) -> None:
-    """Here the log is in the same database: what was tried once, and taken for done, is gone."""
+    """Here the log is in the same database: what was tried once, and taken for done, is gone. It has a batch in hand
+    when the database dies, which it is about to publish.
+    """
     sender = world.start_sending(300)
-    world.start("all", unsafe="gives-up")
-    await world.handles(30)
+    relay = world.start("relay", *CALM, unsafe="gives-up", freeze_at=("relay.claimed", 3))
+    world.start("work")
+    await relay.freezes()
     await world.kill_database()
+    relay.resume()
     await sender.says("failed", times=10)
     await world.start_database()
     await sender.ends_well()
     await world.quiet(limit_s=15)
 
-    with pytest.raises(AssertionError):
-        await world.check()
+    with pytest.raises(InvariantBrokenError, match="I1"):
+        await world.check(lease_s=CALM_LEASE_S)
