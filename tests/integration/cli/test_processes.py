@@ -6,6 +6,7 @@ import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,21 @@ def leave_nobody(group: Group) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+@contextmanager
+def held_pipe(group: Group) -> Iterator[None]:
+    """Hold the supervisor's end of the pipe to its members as well."""
+    command = psutil.Process(group.pids[1]).cmdline()
+    read = int(command[command.index("--parent-pipe") + 1])
+    of_supervisor = Path(f"/proc/{group.process.pid}/fd")
+    pipe = (of_supervisor / str(read)).readlink()
+    (written,) = [each for each in of_supervisor.iterdir() if each.readlink() == pipe and each.name != str(read)]
+    held = os.open(written, os.O_WRONLY)
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
 def wait_until_blocked(group: Group, directory: Path) -> None:
     """Both members listen to signals by then, and user code keeps the loop from doing anything about them."""
     group.until("process_started", process=1)
@@ -136,6 +152,18 @@ def test_members_leave_when_their_supervisor_is_killed(group: Group) -> None:
     assert all(psutil.pid_exists(pid) for pid in members)
 
     group.process.send(signal.SIGKILL)
+
+    for pid in members:
+        wait_until_gone(pid)
+
+
+def test_it_is_the_end_of_the_pipe_that_members_leave_at(group: Group) -> None:
+    """The negative control: while somebody else holds the other end, they do not notice that nobody supervises them."""
+    members = list(group.pids.values())
+    with held_pipe(group):
+        group.process.send(signal.SIGKILL)
+        with pytest.raises(psutil.TimeoutExpired):
+            psutil.Process(members[0]).wait(timeout=3)
 
     for pid in members:
         wait_until_gone(pid)
