@@ -104,6 +104,9 @@ class Consuming:
         began = self._clock.elapsed()
         consumer, envelope = plan.origin.consumer or "", read.envelope
         tries = _Tries()
+        if parked_id is None and await self._is_put_behind(turn, consumer, envelope):
+            self._survived(turn, tries)
+            return True
         while not turn.given_up:
             await self._outage.in_turn(lambda: turn.given_up)
             if turn.given_up:
@@ -127,6 +130,14 @@ class Consuming:
                     return True
                 tries.attempts -= 1  # it did not run; by now it is its turn
         return False
+
+    async def _is_put_behind(self, turn: Turn, consumer: str, envelope: Envelope) -> bool:
+        """Whether it was kept behind a parked message of its key, without a transaction begun to find that out: a key
+        that goes on sending would slow down all that is healthy.
+        """
+        if turn.place is not None or not self._parking.knows_as_behind(consumer, envelope):
+            return False
+        return await self._parking.hold_back(turn, consumer, envelope)
 
     def _is_no_try(self, error: Exception) -> bool:
         """The handler may not even have been reached: nothing is known of what it does to the process."""

@@ -15,6 +15,9 @@ _logger = logging.getLogger(__name__)
 
 _BEHIND = "stands behind an earlier message of its key"
 
+_REMEMBERED = 10_000
+"""So many keys at most are remembered as held back: what is forgotten is found out again, by one look more."""
+
 
 class Parking:
     """Parks for all consumers of a worker.
@@ -28,6 +31,7 @@ class Parking:
 
     def __init__(self, inbox: InboxStore, patience: Patience, clock: Clock, observers: Observers) -> None:
         self.parked: list[str] = []
+        self._lines: set[tuple[str, str, str | None]] = set()
         self._inbox = inbox
         self._patience = patience
         self._clock = clock
@@ -51,19 +55,33 @@ class Parking:
                 type(error).__name__,
                 extra={**facts, "topic": envelope.topic, "attempts": attempts},
             )
+            self._remember(consumer, envelope)
         self._tell(consumer, envelope, "parked" if kept else "duplicate", attempts)
         return True
+
+    def knows_as_behind(self, consumer: str, envelope: Envelope) -> bool:
+        """Whether something of its key was kept aside here, so that it most likely stands behind that. An operator, or
+        another worker, may have released the key meanwhile: `hold_back` knows.
+        """
+        return envelope.key is not None and (consumer, envelope.topic, envelope.key) in self._lines
 
     async def hold_back(self, turn: Turn, consumer: str, envelope: Envelope) -> bool:
         """Keep the message behind the parked one of its key; False if it is its turn after all, or it was given up."""
         kept = await self._keep(turn, self._inbox.hold_back, self._message(consumer, envelope, _BEHIND, 0))
         if not kept:
+            self._lines.discard((consumer, envelope.topic, envelope.key))
             return False
+        self._remember(consumer, envelope)
         facts = {"action": "message_held", "consumer": consumer, "message_id": envelope.id, "topic": envelope.topic}
         _logger.debug("kept a message behind a parked one of its key", extra=facts)
         self._observers.notice(MessagesHeld(consumer=consumer, count=1))
         self._tell(consumer, envelope, "held", 0)
         return True
+
+    def _remember(self, consumer: str, envelope: Envelope) -> None:
+        if len(self._lines) >= _REMEMBERED:
+            self._lines.clear()
+        self._lines.add((consumer, envelope.topic, envelope.key))
 
     async def _keep(
         self, turn: Turn, keep: Callable[[ParkedMessage], Awaitable[bool]], parked: ParkedMessage

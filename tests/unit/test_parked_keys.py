@@ -65,6 +65,37 @@ async def test_what_comes_after_a_parked_message_of_its_key_is_kept_behind_it(op
     assert [each.outcome for each in moments.of(MessageConsumed)].count("held") == 2
 
 
+async def test_what_is_known_to_stand_behind_is_not_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A poisoned key that goes on sending must not take twice its share of the database from the healthy ones."""
+    bank, asked = Bank("a1"), list[str]()
+    record = MemoryInbox.record
+
+    async def count(inbox: MemoryInbox, transaction: Any, consumer: str, envelope: Envelope) -> Any:
+        asked.append(envelope.id)
+        return await record(inbox, transaction, consumer, envelope)
+
+    monkeypatch.setattr(MemoryInbox, "record", count)
+    async with shop_with(bank.registry, settings=Settings(worker_concurrency=1)) as shop:
+        await shop.receive(*(paid(amount=amount) for amount in range(1, 6)))
+
+        assert await names(shop) == ["a-1", "a-2 held", "a-3 held", "a-4 held", "a-5 held"]
+    assert asked == ["paid-a-1"]
+
+
+async def test_a_key_that_was_released_meanwhile_goes_its_way() -> None:
+    """By an operator, or by another worker, of which this one knows nothing."""
+    bank = Bank("a1")
+
+    async with shop_with(bank.registry) as shop:
+        await shop.receive(paid(), paid(amount=2))
+        (first, second) = await shop.store.inbox.find(InboxFilter())
+        await shop.store.inbox.discard([first.id, second.id], who="test")
+        await shop.receive(paid(amount=3), paid(amount=4))
+
+        assert await names(shop) == []
+    assert bank.booked == ["a3", "a4"]
+
+
 async def test_without_holding_it_would_be_overtaken() -> None:
     """The negative control: an inbox that holds no key lets the second one pass."""
 
