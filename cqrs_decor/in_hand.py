@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -19,19 +19,21 @@ _STUCK_AFTER_S = 1.0
 class Turn:
     """One message's time with this worker: until it is done, or until it has to be given up."""
 
-    __slots__ = ("_naps", "given_up", "place")
+    __slots__ = ("_naps", "given_up", "lets_others_go", "place")
 
     def __init__(self) -> None:
         self.given_up = False
         self.place: Callable[[], AbstractAsyncContextManager[None]] | None = None
         """Where its first attempt runs, if not in any place that is free."""
+        self.lets_others_go: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered while it waits."""
         self._naps: list[anyio.CancelScope] = []
 
     async def nap(self, clock: Clock, seconds: float) -> None:
         """Wait; not a moment longer than until it is given up."""
         if self.given_up:
             return
-        with anyio.CancelScope() as nap:
+        with self.lets_others_go(), anyio.CancelScope() as nap:
             self._naps.append(nap)
             try:
                 await clock.sleep(seconds)

@@ -31,13 +31,14 @@ from cqrs_decor.errors import (
     UnknownMessageTypeError,
     WireError,
 )
-from cqrs_decor.in_hand import InHand, QueueKey, Work
+from cqrs_decor.in_hand import InHand, Work
 from cqrs_decor.lanes import lane_of
 from cqrs_decor.observers import Observers, PartitionsPaused
 from cqrs_decor.parking import Parking
 from cqrs_decor.patience import Patience
 from cqrs_decor.pipeline import Plan
 from cqrs_decor.places import Places
+from cqrs_decor.queues import Queues
 from cqrs_decor.reading import Read, Reader, envelope_of
 from cqrs_decor.retrying import Retrying
 from cqrs_decor.routing import Routes
@@ -156,7 +157,7 @@ class Worker:
     def _begin_anew(self) -> None:
         """A subscription has nothing to do with the one before it: all of that comes again."""
         self._in_hand = InHand(self._limits.prefetch, self._limits.prefetch_bytes, self._clock, self._room.set)
-        self._queues: dict[QueueKey, deque[Work]] = {}
+        self._queues = Queues(self._limits.concurrency, self._serve)
         self._lanes: dict[int, deque[Work]] = {}
         self._stepping = Stepping(
             self._service,
@@ -237,6 +238,7 @@ class Worker:
             try:
                 async with anyio.create_task_group() as tasks:
                     self._tasks = tasks
+                    self._queues.serve_in(tasks)
                     tasks.start_soon(self._acknowledging.run, self._finished, self._much_finished)
                     tasks.start_soon(self._retrying.run)
                     await self._receive_all(subscription, tasks)
@@ -343,23 +345,11 @@ class Worker:
         Returns:
             Whether it is the first in its queue.
         """
-        queue = self._queues.get(work.key)
-        if queue is not None:
-            queue.append(work)
-            return False
-        self._queues[work.key] = deque([work])
-        self._tasks.start_soon(self._serve, work.key)
-        return True
+        return self._queues.add(work)
 
-    async def _serve(self, key: QueueKey) -> None:
-        queue = self._queues[key]
-        while queue:
-            work = queue[0]
-            work.running = True
-            done = not work.given_up and await self._handle(work)
-            queue.popleft()
-            self._end(work, done=done)
-        del self._queues[key]
+    async def _serve(self, work: Work) -> None:
+        work.running = True
+        self._end(work, done=not work.given_up and await self._handle(work))
 
     async def _serve_lane(self, number: int) -> None:
         """One batch after the other. What a batch leaves goes on its own, and so does what comes later of its keys."""
