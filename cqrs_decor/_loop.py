@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import anyio
 
+from cqrs_decor._time_limit import time_limit
 from cqrs_decor.clock import Clock
 from cqrs_decor.observers import ConnectionChanged, Observers
 
@@ -31,26 +32,53 @@ class Signal:
         return came
 
 
-class Outage:
-    """A part that is away: says so once, waits longer each time up to a second, and says once that it is back."""
+class Turns:
+    """Who may ask next of all that wait for one part of the world in this process: one at a time while it is away, all
+    of them when one has found it back.
 
-    def __init__(self, part: str, logger: logging.Logger, clock: Clock, observers: Observers) -> None:
+    Attributes:
+        back: Set when that is so; then there is another.
+    """
+
+    def __init__(self) -> None:
+        self.back = anyio.Event()
+        self.turn = anyio.Lock()
+
+    def tell_all(self) -> None:
+        self.back.set()
+        self.back = anyio.Event()
+
+
+class Outage:
+    """A part that is away: says so once, waits longer each time up to a second, and says once that it is back.
+
+    Args:
+        part: How it is called.
+        logger: Where it is said.
+        clock: Time.
+        observers: Told as well.
+        turns: Shared with other parts that are away when this one is: a database is asked once a second by a process,
+            not once by each of its loops.
+    """
+
+    def __init__(
+        self, part: str, logger: logging.Logger, clock: Clock, observers: Observers, turns: Turns | None = None
+    ) -> None:
         self._part = part
         self._logger = logger
         self._clock = clock
         self._observers = observers
+        self._turns = turns or Turns()
         self._wait_s = 0.0
-        self._ended = 0
-        self._turns = anyio.Lock()
 
     @property
     def lasts(self) -> bool:
         return self._wait_s > 0
 
     async def wait(self, error: BaseException) -> None:
-        """Note a failure and wait before the next try."""
+        """Note a failure and wait for the turn of the next try."""
         self.begin(error)
-        await self._rest()
+        await self.in_turn(lambda: False)
 
     def begin(self, error: BaseException) -> None:
         """Note a failure."""
@@ -66,24 +94,27 @@ class Outage:
         self._wait_s = _FIRST_WAIT_S / 2
 
     async def in_turn(self, given_up: Callable[[], bool]) -> None:
-        """While it lasts, wait before one's try until that of each other who waits here: a thousand that ask every
-        second are the next outage. Returns at once when it is over, or given up.
+        """While it lasts, wait before one's try until that of each other who waits: a thousand that ask every second
+        are the next outage. Returns at once when it is over, or given up.
         """
         if not self.lasts:
             return
-        ended = self._ended
-        async with self._turns:
-            if self._ended == ended and not given_up():
-                await self._rest()
+        back = self._turns.back
+        async with self._turns.turn:
+            if not back.is_set() and not given_up():
+                await self._rest(back)
 
-    async def _rest(self) -> None:
+    async def _rest(self, back: anyio.Event) -> None:
         self._wait_s = min(self._wait_s * 2, _LONGEST_WAIT_S)
-        await self._clock.sleep(self._wait_s)
+        ends_at = self._clock.elapsed() + self._wait_s
+        async with time_limit(self._clock, lambda: ends_at - self._clock.elapsed()):
+            await back.wait()
 
     def over(self) -> None:
         """Note a success."""
-        if self.lasts:
-            self._ended += 1
-            self._logger.warning("%s is back", self._part, extra={"action": "connection_back", "part": self._part})
-            self._observers.notice(ConnectionChanged(part=self._part, up=True))
+        if not self.lasts:
+            return
         self._wait_s = 0.0
+        self._logger.warning("%s is back", self._part, extra={"action": "connection_back", "part": self._part})
+        self._observers.notice(ConnectionChanged(part=self._part, up=True))
+        self._turns.tell_all()

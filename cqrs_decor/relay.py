@@ -19,7 +19,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from cqrs_decor._ids import new_id
-from cqrs_decor._loop import Outage, Signal
+from cqrs_decor._loop import Outage, Signal, Turns
 from cqrs_decor._time_limit import TimeGuard, time_limit
 from cqrs_decor.broker import Broker, worth_retrying
 from cqrs_decor.clock import Clock
@@ -88,6 +88,7 @@ class Relay:
         publish_timeout: What the broker may take for one batch before it is called away.
         keep_history: Whether delivered records are kept.
         retry: What it does with a record that the broker refuses.
+        turns: Of all in this process that wait for the same database.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Relay:
         publish_timeout: timedelta = timedelta(seconds=9),
         keep_history: bool = False,
         retry: Retry = RELAY_RETRY,
+        turns: Turns | None = None,
     ) -> None:
         self.owner = new_id()
         self.published = 0
@@ -141,7 +143,7 @@ class Relay:
         self._stopping = False
         self._idle = False
         self._progress_at: float | None = None
-        self._store_outage = Outage("the outbox", _logger, clock, observers)
+        self._store_outage = Outage("the outbox", _logger, clock, observers, turns)
         self._broker_outage = Outage("the broker", _logger, clock, observers)
 
     def wake(self) -> None:
@@ -517,6 +519,7 @@ class Relay:
                 self._holding.lose(error)
             else:
                 reach("relay.settled")
+                self._store_outage.over()
                 self._note_progress()
                 self._note_due(settlement)
                 self._tell_of_batch(batch, settlement)

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 
+from cqrs_decor._loop import Turns
 from cqrs_decor.assembly import Configuration, Hook, Parts, Run, signed
 from cqrs_decor.checks import fitting_concurrency
 from cqrs_decor.codec import Codec, JsonCodec
@@ -76,6 +77,7 @@ class Running:
         self._emitter = Emitter(self.writer)
         self._app_token = object()
         self._limiter = anyio.CapacityLimiter(40)
+        self._database_turns = Turns()
         self.block = self._origin("block", "app.unit_of_work", None)
 
     # --- start ---------------------------------------------------------------------------------------------------
@@ -134,6 +136,7 @@ class Running:
                 observers=self.parts.observers,
                 publish_timeout=self._settings.publish_timeout,
                 keep_history=self._settings.history_days > 0,
+                turns=self._database_turns,
             )
             self._loops["relay"] = await Supervised.start(
                 "relay", self.relay.run, self._configuration.clock, self.parts.observers
@@ -160,6 +163,7 @@ class Running:
                 start=self._settings.start,
                 clock=self._configuration.clock,
                 observers=self.parts.observers,
+                turns=self._database_turns,
             )
             self._loops["worker"] = await Supervised.start(
                 "worker", self.worker.run, self._configuration.clock, self.parts.observers

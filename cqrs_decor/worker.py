@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from cqrs_decor._ids import new_id
-from cqrs_decor._loop import Outage, Signal
+from cqrs_decor._loop import Outage, Signal, Turns
 from cqrs_decor.acknowledging import Acknowledging
 from cqrs_decor.batches import Batches
 from cqrs_decor.broker import Broker, Delivery, Partition, Start, Subscription
@@ -90,6 +90,7 @@ class Worker:
         start: Where a new group begins.
         clock: Time.
         observers: Told of each outcome.
+        turns: Of all in this process that wait for the same database.
 
     Attributes:
         progress_at: When something was last finished, or there was nothing to do; `clock.elapsed()`.
@@ -109,6 +110,7 @@ class Worker:
         start: Start,
         clock: Clock,
         observers: Observers,
+        turns: Turns | None = None,
     ) -> None:
         self.progress_at = clock.elapsed()
         self.paused = 0
@@ -122,7 +124,7 @@ class Worker:
         self._topics = sorted({topic.name for topic in routes.topics(consumers)})
         self._owner = new_id()
         self._broker_outage = Outage("the broker", _logger, clock, observers)
-        self._store_outage = Outage("the inbox", _logger, clock, observers)
+        self._store_outage = Outage("the inbox", _logger, clock, observers, turns)
 
         self._places = Places(limits.concurrency)
         self._reader = Reader(service, consumers, routes, codecs, limits.max_body_bytes)

@@ -6,7 +6,7 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from cqrs_decor._loop import Outage
+from cqrs_decor._loop import Outage, Turns
 from cqrs_decor.errors import StoreUnavailableError
 from cqrs_decor.observers import Observers
 from cqrs_decor.testing import FakeClock
@@ -63,6 +63,32 @@ async def test_of_many_one_asks_in_a_second() -> None:
         await eventually(lambda: crowd.through == 1_000)
 
     assert 50 <= asked <= 62
+
+
+async def test_parts_that_are_away_together_are_asked_in_turn_and_wake_each_other() -> None:
+    """Relay and worker ask the same database: once a second in all. Who finds it back tells the other."""
+    clock, turns, tries, found = FakeClock(), Turns(), list[str](), list[str]()
+    away = {"outbox", "inbox"}
+
+    async def ask(part: str) -> None:
+        outage = Outage(part, logging.getLogger(__name__), clock, Observers(), turns)
+        while part in away:
+            tries.append(part)
+            await outage.wait(AWAY)
+        outage.over()
+        found.append(part)
+
+    async with anyio.create_task_group() as tasks:
+        for part in sorted(away):
+            tasks.start_soon(ask, part)
+        for _ in range(30):
+            await anyio.wait_all_tasks_blocked()
+            clock.advance(timedelta(seconds=1))
+        assert 25 <= len(tries) <= 32
+        assert abs(tries.count("outbox") - tries.count("inbox")) <= 1
+        away.clear()
+        clock.advance(timedelta(seconds=1))
+        await eventually(lambda: len(found) == 2)
 
 
 async def test_those_that_are_given_up_do_not_wait_for_their_turn() -> None:
