@@ -12,8 +12,8 @@ from cqrs_decor.in_hand import QueueKey, Work
 class Queues:
     """Serves keys in the order in which they came. One that waits for its next attempt lets another key go meanwhile.
 
-    A task for each key would be simpler, and cost a tenth of the throughput: most of a thousand messages in hand do
-    nothing but wait, and for each of them the collector of garbage would walk through a task.
+    A task for each key would be simpler. But most of a thousand messages in hand do nothing but wait: each would have a
+    task, a scope and a place in the queue of a semaphore, for the collector of garbage to walk through.
 
     Args:
         limit: So many keys are served at a time.

@@ -33,7 +33,7 @@ class Served:
 
 
 async def test_keys_are_served_in_the_order_in_which_they_came_and_no_more_than_agreed() -> None:
-    """A thousand tasks that only wait are a tenth of the throughput."""
+    """The rest waits without a task of its own."""
     served = Served()
     queues = Queues(2, served)
     async with anyio.create_task_group() as tasks:
