@@ -1,6 +1,7 @@
 """Keeps aside what a consumer cannot handle, and what comes after it in its key, until it is stored."""
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from cqrs_decor.clock import Clock
@@ -14,6 +15,9 @@ from cqrs_decor.patience import Patience
 _logger = logging.getLogger(__name__)
 
 _BEHIND = "stands behind an earlier message of its key"
+
+_SHOWN = 1_000
+"""So many of the last that were parked are kept in words, for whoever drains; all of them are in the store."""
 
 _REMEMBERED = 10_000
 """So many keys at most are remembered as held back: what is forgotten is found out again, by one look more."""
@@ -30,7 +34,7 @@ class Parking:
     """
 
     def __init__(self, inbox: InboxStore, patience: Patience, clock: Clock, observers: Observers) -> None:
-        self.parked: list[str] = []
+        self.parked: deque[str] = deque(maxlen=_SHOWN)
         self._lines: set[tuple[str, str, str | None]] = set()
         self._inbox = inbox
         self._patience = patience

@@ -9,6 +9,7 @@ Lanes whose last holder vanished go in single steps, through the same tasks, unt
 
 import heapq
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -47,6 +48,9 @@ MAX_CRASHES: Final = 3
 
 _BATCHES_IN_HAND: Final = 5
 """One each of claim, publish and settle, and one in each of the two streams between them."""
+
+_SHOWN = 1_000
+"""So many of the last records that were parked are kept in words, for whoever drains; all of them are in the store."""
 
 Key = tuple[str, str]
 
@@ -108,7 +112,7 @@ class Relay:
     ) -> None:
         self.owner = new_id()
         self.published = 0
-        self.parked: list[str] = []
+        self.parked: deque[str] = deque(maxlen=_SHOWN)
         self._outbox = outbox
         self._broker = broker
         self._batch = batch

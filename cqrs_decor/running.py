@@ -326,13 +326,14 @@ class Running:
             if relay is None or worker is None:
                 raise AssertionError("drain without loops")
             before = Drained(published=relay.published, handled=worker.handled)
-            seen = len(worker.parked), len(relay.parked)
+            relay.parked.clear()
+            worker.parked.clear()
             with anyio.fail_after(timeout):
                 await self._until_quiet(relay, worker)
             return Drained(
                 published=relay.published - before.published,
                 handled=worker.handled - before.handled,
-                parked=[*relay.parked[seen[1] :], *worker.parked[seen[0] :]],
+                parked=[*relay.parked, *worker.parked],
             )
 
     async def _until_quiet(self, relay: Relay, worker: Worker) -> None:

@@ -184,8 +184,8 @@ class Worker:
         return self._consuming.handled
 
     @property
-    def parked(self) -> list[str]:
-        """What was parked since the start, each in words."""
+    def parked(self) -> deque[str]:
+        """The last that were parked, each in words."""
         return self._parking.parked
 
     @property
