@@ -168,7 +168,7 @@ async def test_an_outage_of_the_broker_is_no_crash() -> None:
     async with running(heir):
         await eventually(lambda: heir.relay.published == 2)
 
-    assert heir.relay.parked == []
+    assert not heir.relay.parked
 
 
 async def test_marks_that_are_left_on_in_an_outage_park_healthy_records(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ async def test_a_stop_in_the_middle_of_a_step_is_no_crash() -> None:
 
     async with running(heir):
         await eventually(lambda: broker.reached == [POISON])
-    assert heir.relay.parked == []
+    assert not heir.relay.parked
 
 
 async def test_lanes_under_suspicion_are_not_given_to_a_newcomer() -> None:
