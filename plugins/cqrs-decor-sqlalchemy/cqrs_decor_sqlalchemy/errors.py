@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import Iterator
+from traceback import walk_tb
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError
@@ -33,8 +34,14 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether the database is away or overloaded, which says nothing about the work in hand."""
-    return any(_says_away(cause) for cause in _chain(error))
+    """Whether the database is away or overloaded, which says nothing about the work in hand.
+
+    A network fails in the same words wherever it fails: what a handler met on its way to another service, or its own
+    time limit, is no outage of the database.
+    """
+    return any(
+        _says_away(cause) or (_is_of_any_network(cause) and _came_from_the_database(cause)) for cause in _chain(error)
+    )
 
 
 def translated(error: Exception, store: str, tables: tuple[str, ...] = ()) -> Exception:
@@ -47,7 +54,7 @@ def translated(error: Exception, store: str, tables: tuple[str, ...] = ()) -> Ex
             return SchemaMissingError(store, tables)
         if code in _ACCESS or code in _ACCESS_SQLITE or _is_refused_by_psycopg(cause):
             return StoreAccessError(store, reason_of(cause))
-        if _says_away(cause):
+        if _says_away(cause) or _is_of_any_network(cause):
             return StoreUnavailableError(store, reason_of(cause))
     return error
 
@@ -86,17 +93,26 @@ def _says_away(error: BaseException) -> bool:
         return False
     if isinstance(error, InterfaceError):
         return "closed" in str(error)
-    return isinstance(error, ConnectionError | TimeoutError) or _could_not_connect(error)
-
-
-def _could_not_connect(error: BaseException) -> bool:
-    """psycopg raises an OperationalError without a code, asyncpg and asyncio an OSError, when nobody answers."""
-    if isinstance(error, OSError):
-        return not isinstance(error, FileNotFoundError | PermissionError)
-    if isinstance(error, asyncio.IncompleteReadError):
-        return True
-    cause = getattr(error, "orig", None) or error
+    cause = getattr(error, "orig", None) or error  # psycopg gives no code when nobody answers
     return type(cause).__module__.startswith("psycopg") and type(cause).__name__ == "OperationalError"
+
+
+def _is_of_any_network(error: BaseException) -> bool:
+    """asyncpg and asyncio raise an OSError when nobody answers, or a connection ends."""
+    if _is_refused_by_psycopg(error) or code_of(error) is not None:
+        return False
+    if isinstance(error, OSError):  # also TimeoutError
+        return not isinstance(error, FileNotFoundError | PermissionError)
+    return isinstance(error, asyncio.IncompleteReadError)
+
+
+def _came_from_the_database(error: BaseException) -> bool:
+    """Whether it was raised beneath SQLAlchemy's engine. Not beneath its sessions: those also run handlers."""
+    names = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return any(name.startswith(_ENGINE) for name in names)
+
+
+_ENGINE = ("sqlalchemy.dialects", "sqlalchemy.engine", "sqlalchemy.pool")
 
 
 def _is_refused_by_psycopg(error: BaseException) -> bool:
