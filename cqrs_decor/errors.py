@@ -92,6 +92,16 @@ class NoHandlerError(DefinitionError):
         )
 
 
+def _unless_imported_twice(fix: str, places: Sequence[str]) -> str:
+    """What to do about something that is there twice, unless it is the same file."""
+    if not any(place.startswith("__main__.") for place in places):
+        return fix
+    return (
+        "the program's own file was imported a second time, as a module: do not name it in bootstrap(...), "
+        "or keep its handlers in a module of their own"
+    )
+
+
 class DuplicateHandlerError(DefinitionError):
     code = "CD102"
 
@@ -100,7 +110,7 @@ class DuplicateHandlerError(DefinitionError):
         super().__init__(
             f"{len(places)} handlers for {kind} {message!r}; it must have exactly one.",
             where=" and ".join(places),
-            fix="remove all but one, or give each its own message class",
+            fix=_unless_imported_twice("remove all but one, or give each its own message class", places),
         )
 
 
@@ -211,7 +221,7 @@ class DuplicateConsumerError(DefinitionError):
         super().__init__(
             f"Two consumers are named {name!r}; inbox rows are kept by that name, so each must be unique.",
             where=" and ".join(places),
-            fix="give one of them another name: @event_handler(name=...)",
+            fix=_unless_imported_twice("give one of them another name: @event_handler(name=...)", places),
         )
 
 
@@ -235,7 +245,7 @@ class DuplicateWireNameError(DefinitionError):
         self.topic, self.name, self.version, self.types = topic, name, version, tuple(types)
         super().__init__(
             f"Event {name!r} version {version} on topic {topic!r} is claimed by {listed(types)}.",
-            fix="give each class its own name= or version=",
+            fix=_unless_imported_twice("give each class its own name= or version=", types),
         )
 
 

@@ -179,6 +179,13 @@ CASES: list[tuple[CqrsDecorError, str]] = [
         "Fix: give one of them another name: @event_handler(name=...) (CD112).",
     ),
     (
+        DuplicateConsumerError("shop.pack", ["__main__.pack (shop.py:14)", "shop.pack (shop.py:14)"]),
+        "Two consumers are named 'shop.pack'; inbox rows are kept by that name, so each must be unique.\n"
+        "At: __main__.pack (shop.py:14) and shop.pack (shop.py:14).\n"
+        "Fix: the program's own file was imported a second time, as a module: do not name it in "
+        "bootstrap(...), or keep its handlers in a module of their own (CD112).",
+    ),
+    (
         MissingResourceError("shop.place_order", "session", "AsyncSession"),
         "Parameter 'session' asks for AsyncSession, but the app has no database.\n"
         "At: shop.place_order.\n"
