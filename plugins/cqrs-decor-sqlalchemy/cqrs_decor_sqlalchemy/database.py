@@ -87,7 +87,7 @@ class Database:
                     async with transaction() as connection:
                         return await work(connection)
             except Exception as error:  # drivers raise classes of their own while they connect
-                if isinstance(error, TimeoutError):
+                if isinstance(error, TimeoutError) and self.dialect == "postgresql":
                     await self._end_who_is_in_the_way()
                 if attempt == _ATTEMPTS or not is_transient(error):
                     self.raise_translated(error)
