@@ -51,17 +51,22 @@ class Database:
         return round(self.settings.idle_limit.total_seconds() * 1000)
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work` in a transaction that does not write.
+        """Run `work` in a transaction that does not write; again when the database is busy, as SQLite is while several
+        processes open a new file.
 
         Raises:
             StoreUnavailableError, StoreAccessError, SchemaMissingError: By what the driver says.
         """
-        try:
-            with anyio.fail_after(self.settings.timeout.total_seconds()):
-                async with self._reading.connect() as connection:
-                    return await work(connection)
-        except Exception as error:  # drivers raise classes of their own while they connect
-            self.raise_translated(error)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with anyio.fail_after(self.settings.timeout.total_seconds()):
+                    async with self._reading.connect() as connection:
+                        return await work(connection)
+            except Exception as error:  # drivers raise classes of their own while they connect
+                if attempt == _ATTEMPTS or not is_transient(error):
+                    self.raise_translated(error)
+            await anyio.sleep(random.uniform(0, 0.01 * attempt))
+        raise AssertionError("the last attempt returns or raises")
 
     async def write(self, work: Work[T], *, limit: timedelta | None = None) -> T:
         """Run `work` in a transaction and commit it; again when the database chose it to give way to another.
