@@ -342,7 +342,7 @@ class Worker:
         return lane_of(delivery.partition.topic, key, str(delivery.position), self._limits.concurrency)
 
     def _dispatch_single(self, work: Work) -> bool:
-        """Queue it behind the others of its key; a task serves the queue while it has anything in it.
+        """Queue it behind the others of its key.
 
         Returns:
             Whether it is the first in its queue.

@@ -117,8 +117,13 @@ class Database:
 
     async def end_frozen_sessions(self, connection: AsyncConnection) -> None:
         """A process that stands still must not keep a row locked: end those that the server does not by itself."""
-        if self.dialect == "postgresql":
-            await connection.execute(end_frozen_sessions, {"seconds": self.settings.idle_limit.total_seconds()})
+        if self.dialect != "postgresql":
+            return
+        seconds = self.settings.idle_limit.total_seconds()
+        ended = (await connection.execute(end_frozen_sessions, {"seconds": seconds})).all()
+        if ended:
+            facts = {"action": "frozen_sessions_ended", "sessions": len(ended)}
+            _logger.warning("ended sessions of ours that stood still in the middle of a statement", extra=facts)
 
     async def _end_who_is_in_the_way(self) -> None:
         with suppress(Exception):  # the failure that made it look is what is told

@@ -59,7 +59,7 @@ async def test_a_frozen_process_does_not_keep_its_lanes_locked(server_url):
 
 @pytest.mark.parametrize("ends_them", [True, False], ids=["ended", "not ended"])
 async def test_a_process_frozen_in_the_middle_of_a_statement_does_not_keep_its_lanes_locked(
-    postgres_url, ends_them, monkeypatch
+    postgres_url, ends_them, monkeypatch, caplog
 ):
     """asyncpg asks the server what a statement looks like before it executes it. Whoever stands still between the two
     is not idle in its transaction: no idle limit ends that.
@@ -86,6 +86,7 @@ async def test_a_process_frozen_in_the_middle_of_a_statement_does_not_keep_its_l
     await frozen.close()
 
     assert len(lanes) == (LANES if ends_them else 0)
+    assert ends_them == ("frozen_sessions_ended" in [getattr(line, "action", None) for line in caplog.records])
 
 
 async def test_one_who_waits_in_vain_ends_who_stands_still(postgres_url):
