@@ -1,4 +1,4 @@
-"""One INSERT handed to the driver's own cursor, as the last statement of a transaction.
+"""One INSERT handed to the driver's own cursor: what every message and every event pays for.
 
 Measured on PostgreSQL: it spares 80 of the 200 us that a row costs through SQLAlchemy. The statement is Core's,
 compiled once per dialect; it does not show in `echo` and in the events of a cursor.
@@ -21,16 +21,19 @@ class DriverInsert:
 
     Args:
         insert: What to write, save for the columns that the rows bring.
-        columns: Those.
+        columns: Those; none where the statement names its parameters.
     """
 
-    def __init__(self, insert: Insert, columns: Sequence[str]) -> None:
+    def __init__(self, insert: Insert, columns: Sequence[str] = ()) -> None:
         self._insert = insert.inline()  # nobody asks for the ids, so that they need not come back
         self._columns = tuple(columns)
         self._compiled: WeakKeyDictionary[Dialect, tuple[str, _Parameters]] = WeakKeyDictionary()
 
-    def write(self, connection: Connection, rows: Sequence[Row]) -> None:
+    def write(self, connection: Connection, rows: Sequence[Row]) -> int:
         """Write the rows in their order, in the connection's transaction, which has begun.
+
+        Returns:
+            Of one row, whether it was written: 1 or 0. Of several, what the driver says, which need not be true.
 
         Raises:
             DBAPIError: As from `connection.execute`.
@@ -42,6 +45,7 @@ class DriverInsert:
                 cursor.execute(statement, parameters(rows[0]))
             else:
                 cursor.executemany(statement, [parameters(row) for row in rows])
+            return cursor.rowcount
         except connection.dialect.loaded_dbapi.Error as error:
             raise _wrapped(error, statement, connection) from error
         finally:
@@ -54,15 +58,16 @@ class DriverInsert:
         return found
 
     def _compile(self, dialect: Dialect) -> tuple[str, _Parameters]:
-        compiled: Any = self._insert.compile(dialect=dialect, column_keys=list(self._columns))
-        columns = self._insert.table.c
-        encoders = {name: columns[name].type.dialect_impl(dialect).bind_processor(dialect) for name in self._columns}
+        compiled: Any = self._insert.compile(dialect=dialect, column_keys=list(self._columns) or None)
+        encoders = {
+            name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in compiled.binds.items()
+        }
         needed = {name: encode for name, encode in encoders.items() if encode is not None}
-        return str(compiled), _parameters(compiled.positiontup, self._columns, needed)
+        return str(compiled), _parameters(compiled.positiontup, tuple(encoders), needed)
 
 
 def _parameters(
-    order: Sequence[str] | None, columns: Sequence[str], encoders: Mapping[str, Callable[[Any], Any]]
+    order: Sequence[str] | None, names: Sequence[str], encoders: Mapping[str, Callable[[Any], Any]]
 ) -> _Parameters:
     """By position or by name, as the driver wants them."""
 
@@ -71,7 +76,7 @@ def _parameters(
 
     if order is not None:
         return lambda row: tuple(encoded(name, row) for name in order)
-    return lambda row: {name: encoded(name, row) for name in columns}
+    return lambda row: {name: encoded(name, row) for name in names}
 
 
 def _wrapped(error: DBAPIModule.Error, statement: str, connection: Connection) -> DBAPIError:

@@ -13,6 +13,7 @@ from cqrs_decor.inbox import InboxFilter, Mark, Noted, ParkedMessage
 from cqrs_decor.unit_of_work import Transaction
 from cqrs_decor_sqlalchemy.columns import DatabaseLater
 from cqrs_decor_sqlalchemy.database import Database
+from cqrs_decor_sqlalchemy.driver_insert import DriverInsert
 from cqrs_decor_sqlalchemy.errors import code_of
 from cqrs_decor_sqlalchemy.inbox_queries import InboxQueries
 from cqrs_decor_sqlalchemy.marks import SqlAlchemyMarks
@@ -53,8 +54,8 @@ class SqlAlchemyInbox:
         if self._database.dialect == "mysql":
             if self._is_held(connection, row):
                 return self._why_not(connection, row)
-            return Noted.NEW if _inserted(connection, self._queries.note, _inbox_columns(row)) else Noted.HAD
-        return Noted.NEW if _inserted(connection, self._queries.record, row) else self._why_not(connection, row)
+            return Noted.NEW if _written(connection, self._queries.record, row) else Noted.HAD
+        return Noted.NEW if _written(connection, self._queries.record, row) else self._why_not(connection, row)
 
     def _is_held(self, connection: Connection, row: Row) -> bool:
         return row["key"] is not None and connection.execute(self._queries.held, row).first() is not None
@@ -312,6 +313,16 @@ def _message(row: Row) -> tuple[str, ...]:
 
 def _line(row: Row) -> tuple[str, ...]:
     return row["consumer"], row["topic"], row["key"]
+
+
+def _written(connection: Connection, insert: DriverInsert, row: Row) -> bool:
+    """As `_inserted`."""
+    try:
+        return insert.write(connection, [row]) != 0
+    except IntegrityError as error:
+        if code_of(error) not in _DUPLICATE:
+            raise
+        return False
 
 
 def _inserted(

@@ -23,6 +23,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from cqrs_decor_sqlalchemy.columns import DatabaseNow
+from cqrs_decor_sqlalchemy.driver_insert import DriverInsert
 from cqrs_decor_sqlalchemy.tables import Tables
 
 _Upsert = mysql.Insert | postgresql.Insert | sqlite.Insert
@@ -159,16 +160,16 @@ def _insert_if_new(tables: Tables, dialect: str) -> Insert:
     return insert.execution_options(preserve_rowcount=True)
 
 
-def _insert_unless_held(tables: Tables, dialect: str) -> Insert:
+def _insert_unless_held(tables: Tables, dialect: str) -> DriverInsert:
     """One statement for note and look. Not on MySQL: there the look would lock the gap in which a hold would stand."""
     inbox, holds = tables.inbox.c, tables.inbox_holds.c
     insert = INSERTS[dialect](tables.inbox)
     if isinstance(insert, mysql.Insert):
-        return insert
+        return DriverInsert(_insert_if_new(tables, dialect), ("consumer", "source", "message_id"))
     held = _is_held(tables, _given(holds.consumer), _given(holds.topic), _given(holds.key))
     columns = [_given(inbox.consumer), _given(inbox.source), _given(inbox.message_id), DatabaseNow()]
-    statement = insert.from_select(_INBOX_COLUMNS, select(*columns).where(not_(held))).on_conflict_do_nothing()
-    return statement.execution_options(preserve_rowcount=True)
+    unless_held = insert.from_select(_INBOX_COLUMNS, select(*columns).where(not_(held)))
+    return DriverInsert(unless_held.on_conflict_do_nothing())
 
 
 def _insert_all_unless_held(tables: Tables) -> Insert:

@@ -16,6 +16,7 @@ from cqrs_decor.envelope import Envelope
 from cqrs_decor.inbox import InboxFilter, Noted, ParkedMessage
 from cqrs_decor.testing.conformance.kit import sample
 from cqrs_decor_sqlalchemy import SqlAlchemyStore
+from cqrs_decor_sqlalchemy.driver_insert import DriverInsert
 
 pytestmark = pytest.mark.feature("B3")
 
@@ -48,15 +49,22 @@ async def in_transaction(store: SqlAlchemyStore, work: Any) -> Any:
 
 @contextmanager
 def statements(store: SqlAlchemyStore) -> Iterator[list[str]]:
-    """What is sent to the database."""
+    """What is sent to the database, through SQLAlchemy and past it."""
     seen: list[str] = []
+    write = DriverInsert.write
 
     def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
         seen.append(statement)
 
+    def note_insert(insert: DriverInsert, connection: Any, rows: Any) -> int:
+        seen.append("INSERT")
+        return write(insert, connection, rows)
+
     event.listen(store.database.engine.sync_engine, "before_cursor_execute", note)
     try:
-        yield seen
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(DriverInsert, "write", note_insert)
+            yield seen
     finally:
         event.remove(store.database.engine.sync_engine, "before_cursor_execute", note)
 

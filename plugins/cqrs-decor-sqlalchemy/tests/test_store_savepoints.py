@@ -43,7 +43,7 @@ def watch(store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def outbox(insert, connection, rows):
         seen.append(f"{len(rows)} rows")
-        write(insert, connection, rows)
+        return write(insert, connection, rows)
 
     write = DriverInsert.write
     monkeypatch.setattr(DriverInsert, "write", outbox)
