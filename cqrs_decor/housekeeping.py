@@ -17,7 +17,9 @@ _logger = logging.getLogger(__name__)
 _FIRST_S = 20.0
 """After a start there is more urgent work."""
 
-_EVERY_S = 60.0
+_EVERY_S = 300.0
+"""Of what is kept for days. More often it would be most of what an idle process asks of the database."""
+
 _CHUNK = 1_000
 _SHORTEST_PAUSE_S = 0.05
 
@@ -34,7 +36,8 @@ class CleansUp(Protocol):
 
 
 class Housekeeping:
-    """Cleans up each part every minute. It may run in any number of processes: the parts see to it that one is at it.
+    """Cleans up each part every five minutes. It may run in any number of processes: the parts see to it that only one
+    is at it.
 
     Args:
         parts: What is cleaned up, one after the other.

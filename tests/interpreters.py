@@ -1,7 +1,8 @@
 """Run the tests that need no server on every other supported Python of this machine.
 
 Each gets an environment of its own under .venvs, with the core and its test tools only: the drivers may have no wheels
-yet for the newest Python, and what unit tests hold is the core.
+yet for the newest Python, and what unit tests hold is the core. They run side by side, and each is shown when it is
+through.
 """
 
 import hashlib
@@ -9,6 +10,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
@@ -22,7 +25,9 @@ def main() -> int:
     folders = [folder for folder in _TESTS if (_ROOT / folder).exists()]
     others = {version: found for version in VERSIONS if version != _main_version() and (found := find(version))}
     print(f"Python {_main_version()} is the main one; others found: {', '.join(others) or 'none'}")
-    failed = [version for version, python in others.items() if folders and not _passes(version, python, folders)]
+    with ThreadPoolExecutor(max(1, len(others))) as side_by_side:
+        passed = side_by_side.map(partial(_passes, folders=folders), others, others.values())
+        failed = [version for version, well in zip(others, passed, strict=True) if not well]
     if failed:
         print(f"Tests failed on Python {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -53,11 +58,12 @@ def _main_version() -> str:
 
 
 def _passes(version: str, python: Path, folders: list[str]) -> bool:
-    print(f"--- Python {version} ---", flush=True)
     environment = _ROOT / ".venvs" / version
     _bring_up_to_date(environment, python)
     # The conftest.py above these folders knows the servers, and with them drivers that are not installed here.
-    return _run(environment / "bin/pytest", "--quiet", "--confcutdir=tests", *folders) == 0
+    tests = _run(environment / "bin/pytest", "--quiet", "--confcutdir=tests", *folders)
+    print(f"--- Python {version} ---\n{tests.stdout}", flush=True)
+    return tests.returncode == 0
 
 
 def _bring_up_to_date(environment: Path, python: Path) -> None:
@@ -79,12 +85,21 @@ def _fingerprint() -> str:
 
 
 def _must_run(*command: str | Path) -> None:
-    if _run(*command) != 0:
-        raise SystemExit(f"Failed: {' '.join(map(str, command))}")
+    done = _run(*command)
+    if done.returncode != 0:
+        raise SystemExit(f"Failed: {' '.join(map(str, command))}\n{done.stdout}")
 
 
-def _run(*command: str | Path) -> int:
-    return subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, check=False).returncode
+def _run(*command: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        cwd=_ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
 
 
 if __name__ == "__main__":

@@ -42,29 +42,33 @@ class CleanUp:
     async def run(self, retention: Retention, limit: int) -> int:
         """See `Store.clean_up`."""
         deleted = 0
-        for sweep in self._sweeps:
-            while deleted < limit:
-                rows = await self._chunk(sweep, retention, min(limit - deleted, CHUNK))
-                if rows is None:
-                    return deleted
-                if not rows:
-                    break
-                deleted += rows
-        if deleted < limit:  # all is done: an operator's purge, that comes next, need not wait for the end of the lease
-            await self._database.write(self._lease.give_back)
+        while deleted < limit:
+            rows = await self._chunk(retention, min(limit - deleted, CHUNK))
+            if not rows:
+                break
+            deleted += rows
         return deleted
 
-    async def _chunk(self, sweep: Sweep, retention: Retention, limit: int) -> int | None:
-        """None: another process is at it."""
+    async def _chunk(self, retention: Retention, limit: int) -> int:
+        """Delete some rows of the first kind of which there are any: a transaction has locks in one of the tables only.
 
-        async def work(connection: AsyncConnection) -> tuple[int, datetime] | None:
+        Returns:
+            How many; 0 where there is nothing to delete, which one transaction finds out for all, or where another
+            process is at it.
+        """
+
+        async def work(connection: AsyncConnection) -> tuple[int, datetime | None]:
             until = await self._lease.take(connection)
-            return None if until is None else (await sweep(connection, retention, limit), until)
+            if until is None:
+                return 0, None
+            for sweep in self._sweeps:
+                if rows := await sweep(connection, retention, limit):
+                    return rows, until
+            await self._lease.give_back(connection, until)  # an operator's purge, that comes next, need not wait for it
+            return 0, until
 
-        outcome = await self._database.write(work)
-        if outcome is None:
-            return None
-        rows, self._lease.until = outcome
+        rows, until = await self._database.write(work)
+        self._lease.until = until or self._lease.until
         return rows
 
 
@@ -101,9 +105,9 @@ class _CleanersLease:
         await connection.execute(self._add)
         return await self.take(connection)
 
-    async def give_back(self, connection: AsyncConnection) -> None:
-        """End it in this transaction; that of another process is left alone."""
-        await connection.execute(self._end, {"known": self.until})
+    async def give_back(self, connection: AsyncConnection, until: datetime) -> None:
+        """End it in this transaction, which has taken it until then."""
+        await connection.execute(self._end, {"known": until})
 
     async def _extended(self, connection: AsyncConnection) -> bool:
         values = {"known": self.until, "seconds": _LEASE.total_seconds()}
