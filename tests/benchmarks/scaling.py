@@ -68,7 +68,8 @@ async def running_relays(count: int, *arguments: str) -> AsyncGenerator[None, No
         yield
     finally:
         for process in processes:
-            process.kill()
+            process.terminate()
+        for process in processes:
             process.wait()
 
 
