@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from sqlalchemy import bindparam, event, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cqrs_decor.envelope import Envelope
@@ -212,3 +213,55 @@ async def test_operators_and_workers_do_not_wait_for_each_other_in_a_circle(serv
     assert deadlocks == []
     left = await inbox.find(InboxFilter(limit=1000))
     assert sorted({each.envelope.key for each in left}) == sorted(await keys_held(server_store))
+
+
+@pytest.mark.parametrize("holds_first", [True, pytest.param(False, id="negative control")])
+async def test_an_operator_and_a_worker_lock_in_the_same_order(server_store, holds_first):
+    """The worker comes when the operator has taken the first of its two kinds of locks: in the other order each would
+    wait for the other's.
+    """
+    inbox, queries = server_store.inbox, server_store.inbox._queries
+    await inbox.park(parked(sample("orders", "a")))
+    [message] = await inbox.find(InboxFilter())
+    first_lock, failed = anyio.Event(), list[Exception]()
+
+    class Slow:
+        """A connection that lets others go on after each lock."""
+
+        def __init__(self, connection: Any) -> None:
+            self.connection = connection
+
+        async def execute(self, statement: Any, values: Any) -> Any:
+            result = await self.connection.execute(statement, values)
+            if statement is not queries.lines:
+                first_lock.set()
+                await anyio.sleep(0.2)
+            return result
+
+    async def operate() -> None:
+        async with server_store.database.engine.begin() as connection:
+            if holds_first:
+                await inbox._locked(Slow(connection), queries.lines, queries.lock, [message.id])
+            else:
+                await Slow(connection).execute(queries.lock, {"ids": [message.id]})
+                await Slow(connection).execute(queries.lock_holds, {"lines": [("mail", "orders", "a")]})
+
+    async def work() -> None:
+        await first_lock.wait()
+        transaction = await server_store.begin()
+        try:
+            await inbox.unpark(transaction, message.id)
+        finally:
+            await transaction.rollback()
+
+    async def noting(task: Any) -> None:
+        try:
+            await task()
+        except DBAPIError as error:
+            failed.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(noting, operate)
+        tasks.start_soon(noting, work)
+
+    assert [server_store.is_transient(error) for error in failed] == ([] if holds_first else [True])

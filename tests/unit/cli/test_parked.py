@@ -12,6 +12,7 @@ from cqrs_decor import App
 from cqrs_decor.cli import parked
 from cqrs_decor.cli.ages import parsed_age
 from cqrs_decor.cli.errors import CommandLineError
+from cqrs_decor.clock import SystemClock
 from cqrs_decor.store import Retention
 from tests.unit.cli.conftest import Cli
 from tests.unit.cli.desk import Desk, message, record
@@ -126,6 +127,30 @@ def test_replay_publishes_the_history_once_and_not_what_it_wrote_itself(
 
     assert outcome.document["changed"] == 5
     assert [call[1] for call in desk.desk_outbox.calls] == [(1, 2), (3, 4), (5,)]
+
+
+class StoppedClock(SystemClock):
+    def elapsed(self) -> float:
+        return 0.0
+
+
+def test_without_the_bound_of_age_a_replay_would_go_in_a_circle(
+    cli: Cli, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control: with a clock that stands still, what it wrote itself is as old as what it looks for."""
+    monkeypatch.setattr(parked, "PART", 2)
+    monkeypatch.setattr(parked, "SystemClock", StoppedClock)
+    desk.desk_outbox.records = [record(number, "delivered") for number in range(1, 6)]
+    replay = desk.desk_outbox.replay
+
+    async def stopped_in_the_end(ids: list[int], *, who: str) -> int:
+        if max(ids) > 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return await replay(ids, who=who)
+
+    monkeypatch.setattr(desk.desk_outbox, "replay", stopped_in_the_end)
+
+    assert cli("outbox", "replay", "--topic", "orders", "--yes").code == 130
 
 
 def test_an_interrupted_change_says_where_to_go_on(cli: Cli, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
