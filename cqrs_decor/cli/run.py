@@ -229,13 +229,16 @@ def _tell_in_json(member: int | None, what: str, **facts: object) -> None:
 def _tell_in_log(member: int | None, what: str, **facts: object) -> None:
     known = {"process": member, **facts}
     shown = {
-        name: ",".join(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+        _IN_A_LOG.get(name, name): ",".join(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
         for name, value in known.items()
         if value is not None
     }
     level = logging.WARNING if what in _BAD else logging.INFO
     _logger.log(level, _SENTENCES[what], extra={"action": f"run_{what}", **shown})
 
+
+_IN_A_LOG = {"process": "process_number"}
+"""A log record has a `process` of its own, the id that the system gave it, and refuses another."""
 
 _SENTENCES = {
     "started": "running",

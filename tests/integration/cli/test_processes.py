@@ -209,6 +209,23 @@ def test_a_member_that_does_not_stop_is_killed_after_the_limit(directory: Path) 
         assert process.ended() == 137
 
 
+@pytest.mark.parametrize("arguments", [(), ("--log-format", "json")], ids=["text", "json"])
+def test_what_happens_to_processes_stands_in_the_log(directory: Path, arguments: tuple[str, ...]) -> None:
+    """As it is run in production: without `--json`, its output not a terminal."""
+    with running_cli(
+        "run", "all", "--app", "shop:cqrs", "--processes", "2", *arguments, directory=directory
+    ) as process:
+        process.until_error("run_process_started")
+        process.until_error("run_started")
+        process.send(signal.SIGTERM)
+
+        assert process.ended() == 0
+    [first, second] = [line for line in process.errors if "run_process_started" in line]
+    assert "process_number" in first
+    assert "process_number" in second
+    assert "Traceback" not in "".join(process.errors)
+
+
 def test_health_is_answered_for_all(group: Group) -> None:
     """A probe knows one address."""
     status, live = group.asked("/live")
