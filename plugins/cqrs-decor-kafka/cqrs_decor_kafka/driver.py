@@ -328,8 +328,7 @@ def silence_producer(producer: ProducerClient) -> None:
     raw._closed = True
     if raw._sender._sender_task is not None:
         raw._sender._sender_task.cancel()
-    for connection in list(raw.client._conns.values()):
-        connection.close()
+    _close_connections(raw.client)
 
 
 async def discard_producer(producer: ProducerClient, *, within_s: float) -> None:
@@ -337,6 +336,12 @@ async def discard_producer(producer: ProducerClient, *, within_s: float) -> None
     raw = cast(Any, producer)
     raw._closed = True
     await _end_task(raw._sender._sender_task, within_s=within_s, first=raw.client.close)
+    _close_connections(raw.client)  # the sender may have opened one more to repeat a request, before it ended
+
+
+def _close_connections(client: Any) -> None:
+    for connection in list(client._conns.values()):
+        connection.close()
 
 
 async def discard_consumer(consumer: ConsumerClient, *, within_s: float) -> None:

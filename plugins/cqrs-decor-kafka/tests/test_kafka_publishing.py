@@ -4,6 +4,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import anyio
 import pytest
@@ -20,6 +22,7 @@ from cqrs_decor.errors import (
 )
 from cqrs_decor.testing.conformance.kit import ids_by_key, sample
 from cqrs_decor_kafka import KafkaBroker, KafkaSettings
+from cqrs_decor_kafka.driver import Driver, discard_producer
 from tests.services.fixtures import fresh_name
 from tests.services.kafka import KafkaServer
 
@@ -323,3 +326,28 @@ async def received(broker: KafkaBroker, topic: str, count: int, read: Callable) 
 
 def fields(envelope: Envelope) -> dict[str, object]:
     return {name: getattr(envelope, name) for name in Envelope.__dataclass_fields__}
+
+
+async def test_a_sender_that_connects_once_more_before_it_ends_leaves_nothing_open(kafka_url: str) -> None:
+    """A request that is repeated while the producer is dropped opens a connection when all of them were closed."""
+    settings = KafkaSettings.from_url(kafka_url)
+    producer = Driver(settings=settings, ssl_context=None).producer()
+    await producer.start()
+    raw: Any = producer
+    sender = raw._sender._sender_task
+
+    async def repeat() -> None:
+        for _ in range(2):  # as a sender that is cancelled while it waits for one of its requests, and for another
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        opened.append(await raw.client._get_conn(raw.client.get_random_node()))
+
+    opened = list[Any]()
+    raw._sender._sender_task = asyncio.create_task(repeat())
+    await asyncio.sleep(0)
+
+    await discard_producer(producer, within_s=1)
+    sender.cancel()
+    await asyncio.wait([sender])
+
+    assert [connection.connected() for connection in opened] == [False]
