@@ -76,7 +76,7 @@ class _Queries:
             null().label("due_at"),
         )
 
-        # The whole log of what operators did, which is as short as their days.
+        # Index (record_id) of the log of what operators did.
         self.retries = (
             select(log.record_id, func.count())
             .where(log.kind == "outbox", log.action == "retry", among(log.record_id, "ids", dialect))

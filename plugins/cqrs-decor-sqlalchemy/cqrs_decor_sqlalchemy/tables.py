@@ -205,6 +205,8 @@ class Tables:
             Column("action", name_type(), nullable=False),
             Column("kind", name_type(), nullable=False),
             Column("record_id", BigInteger, nullable=False),
+            # How often a record was retried is counted wherever it is listed.
+            Index(f"ix_{prefix}operator_log_record", "record_id"),
             sqlite_autoincrement=_NEVER_AGAIN,
         )
         self.schema_version = self._table(
