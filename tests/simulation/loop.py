@@ -7,6 +7,7 @@ scheduled in: so one can be killed (nothing of it ever runs again) or stopped fo
 
 import asyncio
 import asyncio.events
+import gc
 import heapq
 import signal
 import sys
@@ -24,6 +25,9 @@ _SPINNING = 100_000
 
 _REPEATING = 8
 """So many rounds without a step of any task are one callback that repeats itself."""
+
+_COLLECTED_AFTER = ((20_000, 2), (2_000, 1), (200, 0))
+"""Rounds, and the generation of garbage that is collected after so many."""
 
 _LAST_WORDS = 50
 """A coroutine that is taken apart may wait so often before it is given up."""
@@ -149,7 +153,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         asyncio.events._set_running_loop(self)
         sys.set_asyncgen_hooks(finalizer=_forget)
         try:
-            with self._watched():
+            with self._watched(), _collected_by_hand():
                 while not self._stopping:
                     self._run_round()
         finally:
@@ -237,6 +241,16 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         for handle in batch:
             if not handle._cancelled and self._may_run(handle):
                 handle._run()
+        self._collect()
+
+    def _collect(self) -> None:
+        """Collect garbage while no task runs: `finally` blocks of what is collected may enter a cancel scope, which
+        would be the scope of whatever task runs just then.
+        """
+        for rounds, generation in _COLLECTED_AFTER:
+            if self._rounds % rounds == 0:
+                gc.collect(generation)
+                return
 
     def _shuffle(self, batch: list[asyncio.Handle], places: list[int]) -> None:
         """Shuffle the steps of tasks among their places."""
@@ -283,6 +297,17 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             if not task.done():
                 context.run(_take_apart, task.get_coro())
         owner.tasks, owner.stalled = [], []
+
+
+@contextmanager
+def _collected_by_hand() -> Generator[None]:
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _take_apart(coroutine: Any) -> None:

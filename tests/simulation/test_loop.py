@@ -1,9 +1,12 @@
 """The virtual loop: time jumps, owners die and stop, and chance decides only what asyncio leaves open."""
 
 import asyncio
+import gc
+from contextlib import nullcontext
 from contextvars import copy_context
 from random import Random
 from time import perf_counter
+from typing import Any
 
 import anyio
 import pytest
@@ -139,3 +142,35 @@ def test_a_step_that_never_waits_is_an_error() -> None:
 
     with pytest.raises(BusyLoopError):
         VirtualLoop(Random(1), endless_s=0.1).run_until_complete(spin())
+
+
+@pytest.mark.parametrize("by_hand", [True, pytest.param(False, id="negative control")])
+def test_what_a_dead_process_left_is_not_collected_inside_a_living_task(
+    by_hand: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is collected runs its `finally` blocks. A scope that it enters there would be the living task's."""
+    loop, interrupted = VirtualLoop(Random(1)), list[asyncio.Task[Any] | None]()
+    if not by_hand:
+        monkeypatch.setattr("tests.simulation.loop._collected_by_hand", nullcontext)
+
+    async def left_behind() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            interrupted.append(asyncio.current_task(loop))
+
+    async def live() -> None:
+        for _ in range(500):
+            left = left_behind()
+            left.send(None)
+            ring: list[Any] = [left]
+            ring.append(ring)
+            del left, ring
+            [[] for _ in range(1_000)]
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(live())
+    gc.collect()
+
+    assert len(interrupted) == 500
+    assert (set(interrupted) == {None}) == by_hand
