@@ -13,7 +13,6 @@ from cqrs_decor.inbox import InboxFilter, Mark, Noted, ParkedMessage
 from cqrs_decor.unit_of_work import Transaction
 from cqrs_decor_sqlalchemy.columns import DatabaseLater
 from cqrs_decor_sqlalchemy.database import Database
-from cqrs_decor_sqlalchemy.driver_insert import DriverInsert
 from cqrs_decor_sqlalchemy.errors import code_of
 from cqrs_decor_sqlalchemy.inbox_queries import InboxQueries
 from cqrs_decor_sqlalchemy.marks import SqlAlchemyMarks
@@ -54,8 +53,11 @@ class SqlAlchemyInbox:
         if self._database.dialect == "mysql":
             if self._is_held(connection, row):
                 return self._why_not(connection, row)
-            return Noted.NEW if _written(connection, self._queries.record, row) else Noted.HAD
-        return Noted.NEW if _written(connection, self._queries.record, row) else self._why_not(connection, row)
+            return Noted.NEW if self._is_recorded(connection, row) else Noted.HAD
+        return Noted.NEW if self._is_recorded(connection, row) else self._why_not(connection, row)
+
+    def _is_recorded(self, connection: Connection, row: Row) -> bool:
+        return _is_written(lambda: self._queries.record.write(connection, [row]))
 
     def _is_held(self, connection: Connection, row: Row) -> bool:
         return row["key"] is not None and connection.execute(self._queries.held, row).first() is not None
@@ -84,9 +86,8 @@ class SqlAlchemyInbox:
         new: set[tuple[str, ...]] = set()
         now = connection.execute(self._queries.now).scalar_one()
         for some in _portions([fresh[message] for message in sorted(fresh)]):
-            if _inserted(
-                connection, self._queries.note_all, [_inbox_columns(row) | {"handled_at": now} for row in some]
-            ):
+            columns = [_inbox_columns(row) | {"handled_at": now} for row in some]
+            if _is_written(partial(_insert, connection, self._queries.note_all, columns)):
                 new.update(_message(row) for row in some)
             else:
                 new.update(_message(row) for row in some if self._record(connection, row) is Noted.NEW)
@@ -138,7 +139,7 @@ class SqlAlchemyInbox:
 
     async def _note(self, connection: AsyncConnection, row: Row) -> bool:
         columns = _inbox_columns(row)
-        return await connection.run_sync(lambda each: _inserted(each, self._queries.note, columns))
+        return await connection.run_sync(lambda each: _is_written(partial(_insert, each, self._queries.note, columns)))
 
     # --- retry --------------------------------------------------------------------------------------------------------
 
@@ -315,26 +316,20 @@ def _line(row: Row) -> tuple[str, ...]:
     return row["consumer"], row["topic"], row["key"]
 
 
-def _written(connection: Connection, insert: DriverInsert, row: Row) -> bool:
-    """As `_inserted`."""
-    try:
-        return insert.write(connection, [row]) != 0
-    except IntegrityError as error:
-        if code_of(error) not in _DUPLICATE:
-            raise
-        return False
-
-
-def _inserted(
-    connection: Connection, insert: Executable, rows: Mapping[str, object] | Sequence[Mapping[str, object]]
-) -> bool:
+def _is_written(write: Callable[[], int]) -> bool:
     """A duplicate undoes the statement only, on MySQL as well: the transaction goes on."""
     try:
-        return connection.execute(insert, rows).rowcount != 0
+        return write() != 0
     except IntegrityError as error:
         if code_of(error) not in _DUPLICATE:
             raise
         return False
+
+
+def _insert(
+    connection: Connection, insert: Executable, rows: Mapping[str, object] | Sequence[Mapping[str, object]]
+) -> int:
+    return connection.execute(insert, rows).rowcount
 
 
 def _answers(rows: Sequence[Row], new: Collection[tuple[str, ...]], had: Collection[tuple[str, ...]]) -> list[Noted]:
