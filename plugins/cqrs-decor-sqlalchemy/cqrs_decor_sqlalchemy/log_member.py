@@ -25,6 +25,7 @@ from cqrs_decor.errors import BrokerError
 from cqrs_decor.observers import Observers, OffsetReset
 from cqrs_decor_sqlalchemy.log_database import Log
 from cqrs_decor_sqlalchemy.log_shares import Lane, share_of
+from cqrs_decor_sqlalchemy.log_signals import Pulse
 from cqrs_decor_sqlalchemy.log_tables import LOG_LANES
 
 _logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ _logger = logging.getLogger(__name__)
 _LOOK_S = 0.25
 """How soon a reader that lacks lanes looks again whether some have become free."""
 _AFTER_FAILURE_S = 1.0
+"""So soon a renewal that failed is tried again, and each time after twice as long, if nobody receives meanwhile."""
+_LONGEST_AFTER_FAILURE_S = 10.0
 _LEAVE_LIMIT_S = 5.0
 _VANISHED_KEPT_MS = 3_600_000
 
@@ -99,6 +102,9 @@ class LogMember:
         self._lacks = False
         self._beat_due = 0.0
         self._trouble: Exception | None = None
+        self._after_failure_s = _AFTER_FAILURE_S
+        self._asked = Pulse()
+        self._tried = Pulse()
         self._leaving = False
         self._keeper: asyncio.Task[None] | None = None
 
@@ -107,8 +113,15 @@ class LogMember:
         now = self._clock.elapsed()
         return [held for held in self.held.values() if not held.leaving and held.lease_ends > now]
 
-    def raise_trouble(self) -> None:
-        """Raise what keeps this reader from renewing its leases, if anything does."""
+    async def recover(self) -> None:
+        """Try again where this reader's leases could not be renewed, and raise what still keeps it from that. Whoever
+        receives says how often a database that is away is asked: it knows who else in the process waits for it.
+        """
+        if self._trouble is None:
+            return
+        tried = self._tried.next()
+        self._asked.beat()
+        await tried.wait()
         if self._trouble is not None:
             raise self._trouble
 
@@ -153,14 +166,17 @@ class LogMember:
             while not self._leaving:
                 changed = self._signals.shared.next()
                 await self._turn_and_note_trouble(callbacks)
+                asked = self._asked.next()
+                self._tried.beat()
                 with anyio.move_on_after(self._pause()):
-                    await changed.wait()
+                    await (changed if self._trouble is None else asked).wait()
             callbacks.cancel_scope.cancel()
 
     async def _end_keeper(self) -> None:
         if self._keeper is None:
             return
         self._signals.shared.beat()
+        self._asked.beat()
         await asyncio.wait([self._keeper], timeout=_LEAVE_LIMIT_S / 2)
         self._keeper.cancel()
         await asyncio.wait([self._keeper])
@@ -172,12 +188,15 @@ class LogMember:
             self._trouble = None
         except Exception as error:  # whatever it is, the leases must be tried again, and `receive` raises it
             if self._trouble is None:
+                self._after_failure_s = _AFTER_FAILURE_S
                 _logger.warning("leases could not be renewed: %s", error, extra=self._facts("log_renewal_failed"))
+            else:
+                self._after_failure_s = min(self._after_failure_s * 2, _LONGEST_AFTER_FAILURE_S)
             self._trouble = error
 
     def _pause(self) -> float:
         if self._trouble is not None:
-            return _AFTER_FAILURE_S
+            return self._after_failure_s
         if any(held.finished for held in self.held.values()):
             return 0
         due = max(0.0, self._beat_due - self._clock.elapsed())

@@ -47,7 +47,7 @@ class LogSubscription:
         self._paused = frozenset(paused)
         ends = self._clock.elapsed() + wait.total_seconds()
         while True:
-            self._member.raise_trouble()
+            await self._member.recover()
             written = self._signals.written.next()
             deliveries = await self._read(limit)
             left = ends - self._clock.elapsed()

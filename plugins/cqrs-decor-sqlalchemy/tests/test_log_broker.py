@@ -24,7 +24,9 @@ from cqrs_decor.errors import (
     SchemaMissingError,
     SettingError,
 )
+from cqrs_decor_sqlalchemy.database import Work
 from cqrs_decor_sqlalchemy.log_broker import LogTableBroker
+from cqrs_decor_sqlalchemy.log_database import LogDatabase
 from cqrs_decor_sqlalchemy.log_settings import LogSettings, log_options
 from cqrs_decor_sqlalchemy.log_subscription import LogSubscription
 from cqrs_decor_sqlalchemy.store import SqlAlchemyStore
@@ -323,6 +325,57 @@ async def test_a_reader_of_no_topics_waits_in_peace(database_url: str) -> None:
         assert await subscription.backlog() == 0
 
 
+async def test_a_reader_whose_database_is_away_asks_for_it_when_told_to_receive(sqlite_url: str) -> None:
+    """Relay and worker of the process wait for the same database and take turns: a reader that asked each second beside
+    them would double what it has to refuse.
+    """
+    async with _broker(sqlite_url, settings=QUICK) as broker, broker.subscribe("group", ["orders"]) as subscription:
+        database = _Away(subscription._member._database)
+        subscription._member._database = database  # type: ignore[assignment]
+        await _until(lambda: _later(database.tries > 0), True)
+
+        before = database.tries
+        for _ in range(20):
+            with pytest.raises(BrokerUnavailableError):
+                await subscription.receive(1, NO_WAIT)
+        asked = database.tries - before
+        await asyncio.sleep(2.5)
+        by_itself = database.tries - before - asked
+        database.back = True
+        assert await subscription.receive(1, NO_WAIT) == []
+
+    assert asked == 20
+    assert by_itself <= 1, "it is patient by itself, so soon after it was asked"
+
+
+async def test_a_reader_that_nobody_asks_comes_back_by_itself(sqlite_url: str) -> None:
+    """A worker with its hands full receives nothing for a while, and wants to keep its lanes."""
+    async with _broker(sqlite_url, settings=QUICK) as broker, broker.subscribe("group", ["orders"]) as subscription:
+        database = _Away(subscription._member._database)
+        subscription._member._database = database  # type: ignore[assignment]
+        await _until(lambda: _later(database.tries > 0), True)
+
+        database.back = True
+        renewed = {held.lease_ends for held in subscription._member.readable()}
+        await _until(lambda: _later({held.lease_ends for held in subscription._member.readable()} != renewed), True)
+
+
+async def test_a_reader_in_trouble_leaves_at_once(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the time of its next try, or to be asked: a stop is neither, and is not to be held up."""
+    monkeypatch.setattr("cqrs_decor_sqlalchemy.log_member._AFTER_FAILURE_S", 60.0)
+    async with _broker(sqlite_url, settings=QUICK) as broker:
+        async with broker.subscribe("group", ["orders"]) as subscription:
+            member = subscription._member
+            member._database = database = _Away(member._database)  # type: ignore[assignment]
+            await _until(lambda: _later(database.tries > 0), True)
+            database.back = True
+            began = time.monotonic()
+        took = time.monotonic() - began
+
+        assert await _shares(broker) == []
+    assert took < 2, "half of the limit for leaving would be up after 2.5 s"
+
+
 async def test_leaving_gives_everything_back_at_once(sqlite_url: str) -> None:
     """A deployment must not cost a lease's length of silence for every process that is replaced."""
     async with _broker(sqlite_url) as broker:
@@ -557,6 +610,32 @@ async def _until(look: Callable[[], Awaitable[object]], expected: object) -> Non
     while (found := await look()) != expected:
         assert time.monotonic() < ends, f"not within {PATIENCE_S:g} s: {expected}; last it was {found}"
         await asyncio.sleep(0.02)
+
+
+async def _later(value: bool) -> bool:
+    return value
+
+
+class _Away:
+    """A database of a log that cannot be reached until it is `back`."""
+
+    def __init__(self, database: LogDatabase) -> None:
+        self.back = False
+        self.tries = 0
+        self._database = database
+
+    async def read(self, work: Work[Any]) -> Any:
+        self._try()
+        return await self._database.read(work)
+
+    async def write(self, work: Work[Any]) -> Any:
+        self._try()
+        return await self._database.write(work)
+
+    def _try(self) -> None:
+        self.tries += 1
+        if not self.back:
+            raise BrokerUnavailableError("log", "away")
 
 
 class _statements:
