@@ -43,10 +43,18 @@ class Turns:
     def __init__(self) -> None:
         self.back = anyio.Event()
         self.turn = anyio.Lock()
+        self._rest_s = _FIRST_WAIT_S
+
+    def next_rest_s(self) -> float:
+        """How long to wait before the next try, whoever's it is: longer each time."""
+        rest_s = self._rest_s
+        self._rest_s = min(rest_s * 2, _LONGEST_WAIT_S)
+        return rest_s
 
     def tell_all(self) -> None:
         self.back.set()
         self.back = anyio.Event()
+        self._rest_s = _FIRST_WAIT_S
 
 
 class Outage:
@@ -59,6 +67,9 @@ class Outage:
         observers: Told as well.
         turns: Shared with other parts that are away when this one is: a database is asked once a second by a process,
             not once by each of its loops.
+
+    Attributes:
+        lasts: The last try failed.
     """
 
     def __init__(
@@ -69,11 +80,7 @@ class Outage:
         self._clock = clock
         self._observers = observers
         self._turns = turns or Turns()
-        self._wait_s = 0.0
-
-    @property
-    def lasts(self) -> bool:
-        return self._wait_s > 0
+        self.lasts = False
 
     async def wait(self, error: BaseException) -> None:
         """Note a failure and wait for the turn of the next try."""
@@ -91,7 +98,7 @@ class Outage:
             extra={"action": "connection_lost", "part": self._part},
         )
         self._observers.notice(ConnectionChanged(part=self._part, up=False, error=type(error).__name__))
-        self._wait_s = _FIRST_WAIT_S / 2
+        self.lasts = True
 
     async def in_turn(self, given_up: Callable[[], bool]) -> None:
         """While it lasts, wait before one's try until that of each other who waits: a thousand that ask every second
@@ -105,8 +112,7 @@ class Outage:
                 await self._rest(back)
 
     async def _rest(self, back: anyio.Event) -> None:
-        self._wait_s = min(self._wait_s * 2, _LONGEST_WAIT_S)
-        ends_at = self._clock.elapsed() + self._wait_s
+        ends_at = self._clock.elapsed() + self._turns.next_rest_s()
         async with time_limit(self._clock, lambda: ends_at - self._clock.elapsed()):
             await back.wait()
 
@@ -114,7 +120,7 @@ class Outage:
         """Note a success."""
         if not self.lasts:
             return
-        self._wait_s = 0.0
+        self.lasts = False
         self._logger.warning("%s is back", self._part, extra={"action": "connection_back", "part": self._part})
         self._observers.notice(ConnectionChanged(part=self._part, up=True))
         self._turns.tell_all()

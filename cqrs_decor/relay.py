@@ -92,7 +92,8 @@ class Relay:
         publish_timeout: What the broker may take for one batch before it is called away.
         keep_history: Whether delivered records are kept.
         retry: What it does with a record that the broker refuses.
-        turns: Of all in this process that wait for the same database.
+        store_turns: Of all in this process that wait for the same database.
+        broker_turns: Of all in this process that wait for the same broker.
     """
 
     def __init__(
@@ -108,7 +109,8 @@ class Relay:
         publish_timeout: timedelta = timedelta(seconds=9),
         keep_history: bool = False,
         retry: Retry = RELAY_RETRY,
-        turns: Turns | None = None,
+        store_turns: Turns | None = None,
+        broker_turns: Turns | None = None,
     ) -> None:
         self.owner = new_id()
         self.published = 0
@@ -147,8 +149,8 @@ class Relay:
         self._stopping = False
         self._idle = False
         self._progress_at: float | None = None
-        self._store_outage = Outage("the outbox", _logger, clock, observers, turns)
-        self._broker_outage = Outage("the broker", _logger, clock, observers)
+        self._store_outage = Outage("the outbox", _logger, clock, observers, store_turns)
+        self._broker_outage = Outage("the broker", _logger, clock, observers, broker_turns)
 
     def wake(self) -> None:
         """There may be work: look now instead of when the time for it has come."""

@@ -77,7 +77,9 @@ class Running:
         self._emitter = Emitter(self.writer)
         self._app_token = object()
         self._limiter = anyio.CapacityLimiter(40)
-        self._database_turns = Turns()
+        self._store_turns = Turns()
+        same_place = parts.broker.name == parts.store.name  # as the log of a store, which is away when the store is
+        self._broker_turns = self._store_turns if same_place else Turns()
         self.block = self._origin("block", "app.unit_of_work", None)
 
     # --- start ---------------------------------------------------------------------------------------------------
@@ -87,7 +89,7 @@ class Running:
         self._stack.push_async_callback(self.parts.store.close)
         wake_ups = self.parts.store.outbox.wake_ups
         if wake_ups is not None:
-            self._waker = WakeUpSender(wake_ups, self._configuration.clock, self.parts.observers)
+            self._waker = WakeUpSender(wake_ups, self._configuration.clock, self.parts.observers, self._store_turns)
             self._stack.push_async_callback(self._waker.close)
         await self._compile(self._values)
 
@@ -136,7 +138,8 @@ class Running:
                 observers=self.parts.observers,
                 publish_timeout=self._settings.publish_timeout,
                 keep_history=self._settings.history_days > 0,
-                turns=self._database_turns,
+                store_turns=self._store_turns,
+                broker_turns=self._broker_turns,
             )
             self._loops["relay"] = await Supervised.start(
                 "relay", self.relay.run, self._configuration.clock, self.parts.observers
@@ -163,7 +166,8 @@ class Running:
                 start=self._settings.start,
                 clock=self._configuration.clock,
                 observers=self.parts.observers,
-                turns=self._database_turns,
+                store_turns=self._store_turns,
+                broker_turns=self._broker_turns,
             )
             self._loops["worker"] = await Supervised.start(
                 "worker", self.worker.run, self._configuration.clock, self.parts.observers

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from math import inf
 
-from cqrs_decor._loop import Outage
+from cqrs_decor._loop import Outage, Turns
 from cqrs_decor.clock import Clock
 from cqrs_decor.errors import StoreUnavailableError
 from cqrs_decor.observers import Observers, WakeUpChanged
@@ -31,10 +31,10 @@ class WakeUpSender:
     one. Nobody waits for it, and nobody's command fails with it.
     """
 
-    def __init__(self, wake_ups: WakeUps, clock: Clock, observers: Observers) -> None:
+    def __init__(self, wake_ups: WakeUps, clock: Clock, observers: Observers, turns: Turns | None = None) -> None:
         self._wake_ups = wake_ups
         self._clock = clock
-        self._outage = Outage("wake-ups of other processes", _logger, clock, observers)
+        self._outage = Outage("wake-ups of other processes", _logger, clock, observers, turns)
         self._wanted = False
         self._task: asyncio.Task[None] | None = None
 

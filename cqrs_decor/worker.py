@@ -90,7 +90,8 @@ class Worker:
         start: Where a new group begins.
         clock: Time.
         observers: Told of each outcome.
-        turns: Of all in this process that wait for the same database.
+        store_turns: Of all in this process that wait for the same database.
+        broker_turns: Of all in this process that wait for the same broker.
 
     Attributes:
         progress_at: When something was last finished, or there was nothing to do; `clock.elapsed()`.
@@ -110,7 +111,8 @@ class Worker:
         start: Start,
         clock: Clock,
         observers: Observers,
-        turns: Turns | None = None,
+        store_turns: Turns | None = None,
+        broker_turns: Turns | None = None,
     ) -> None:
         self.progress_at = clock.elapsed()
         self.paused = 0
@@ -123,8 +125,8 @@ class Worker:
         self._observers = observers
         self._topics = sorted({topic.name for topic in routes.topics(consumers)})
         self._owner = new_id()
-        self._broker_outage = Outage("the broker", _logger, clock, observers)
-        self._store_outage = Outage("the inbox", _logger, clock, observers, turns)
+        self._broker_outage = Outage("the broker", _logger, clock, observers, broker_turns)
+        self._store_outage = Outage("the inbox", _logger, clock, observers, store_turns)
 
         self._places = Places(limits.concurrency)
         self._reader = Reader(service, consumers, routes, codecs, limits.max_body_bytes)

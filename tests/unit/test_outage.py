@@ -91,6 +91,30 @@ async def test_parts_that_are_away_together_are_asked_in_turn_and_wake_each_othe
         await eventually(lambda: len(found) == 2)
 
 
+async def test_many_parts_that_are_away_together_back_off_together() -> None:
+    """If each of them began with a tenth of a second, the first seconds were the crowd that backing off avoids."""
+    clock, turns, tries = FakeClock(), Turns(), list[str]()
+
+    async def ask(part: str) -> None:
+        outage = Outage(part, logging.getLogger(__name__), clock, Observers(), turns)
+        while True:
+            tries.append(part)
+            await outage.wait(AWAY)
+
+    parts = [f"part {number}" for number in range(20)]
+    async with anyio.create_task_group() as tasks:
+        for part in parts:
+            tasks.start_soon(ask, part)
+        for _ in range(100):
+            await anyio.wait_all_tasks_blocked()
+            clock.advance(timedelta(seconds=0.1))
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+
+    again = len(tries) - len(parts)
+    assert again <= 13, "0.1, 0.3, 0.7 and 1.5 s after the start, then each second"
+
+
 async def test_those_that_are_given_up_do_not_wait_for_their_turn() -> None:
     """A stop in an outage would else last as many seconds as there are messages in hand."""
     crowd = Crowd(1_000)
