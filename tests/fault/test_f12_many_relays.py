@@ -22,16 +22,18 @@ async def test_relays_side_by_side_publish_no_record_at_the_same_time(world: Wor
 
     The one that did most is stopped well, and another takes over, until one is left.
     """
-    sender = world.start_sending(400, pause_s=0.01)
+    senders = [world.start_sending(200, pause_s=0.01)]
     running = [world.start("relay", *SMALL_BATCHES) for _ in range(relays)]
     world.start("work")
     while len(running) > 1:
+        senders.append(world.start_sending(200, pause_s=0.01))
         await world.handles_more(30)
-        assert await world.in_flight() > 0
+        await world.has_work_in_hand()
         busiest = max(running, key=lambda relay: len(relay.said("published")))
         await world.stop(busiest)
         running.remove(busiest)
-    await sender.ends_well()
+    for sender in senders:
+        await sender.ends_well()
     await world.quiet()
 
     await world.check(at_most_repeats=0, lease_s=CALM_LEASE_S)

@@ -35,18 +35,21 @@ async def test_nothing_is_lost_doubled_or_stranded_whatever_happens_when(world: 
 
     await soak.end()
     await world.check()
+    soak.was_visible()
 
 
 class Soak:
-    """The processes of a soak, and what may happen to them."""
+    """The processes of a soak, and what may happen to them. Two of them die, stop and freeze; the steady one only loses
+    whom it speaks to, and must neither grow over that (I8) nor keep it to itself (I9).
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._database = world.proxy_to_database()
         self._broker: Proxy | None = None if world.setup.kafka is None else world.proxy_to_broker()
+        self._steady = world.start("all")
         self._running: list[Victim] = []
         self._sender: Victim | None = None
-        self._ended: list[Victim] = []
         self._faults: Mapping[str, Callable[[], Awaitable[None]]] = {
             "kill": self._kill,
             "stop": self._stop,
@@ -60,10 +63,11 @@ class Soak:
 
     async def begin(self) -> None:
         self._running = [self._world.start("all"), self._world.start("all")]
-        for victim in self._running:
+        for victim in [self._steady, *self._running]:
             await victim.says("started")
         await self.keep_sending()
-        await self._world.handles(AFTER_EACH)
+        await self._world.handles(AFTER_EACH * 10)
+        await self._world.watch(self._steady)
 
     async def keep_sending(self) -> None:
         """A sender ends when it has written its entries; then comes the next one."""
@@ -88,7 +92,12 @@ class Soak:
         if self._sender is not None:
             await self._sender.ends_well(limit_s=120)
         await self._world.quiet_or_stuck()
-        assert all(victim.is_alive for victim in self._running), "a process ended by itself"
+        assert all(each.is_alive for each in [self._steady, *self._running]), "a process ended by itself"
+
+    def was_visible(self) -> None:
+        if any(blow.what.startswith(("database", "broker")) for blow in self._world.course.blows):
+            self._world.shows(self._steady, "ConnectionChanged", "connection_lost", up=False)
+            self._world.shows(self._steady, "ConnectionChanged", "connection_back", up=True)
 
     def _one(self) -> int:
         return self._world.chance.randrange(len(self._running))
@@ -117,7 +126,7 @@ class Soak:
         victim.resume()
 
     async def _cut_database(self) -> None:
-        self._world.deal("database cut", cuts_off=2)
+        self._world.deal("database cut", cuts_off=3)
         self._database.cut()
 
     async def _refuse_database(self) -> None:
@@ -136,7 +145,7 @@ class Soak:
         assert broker is not None
 
         async def cut() -> None:
-            self._world.deal("broker cut", cuts_off=2)
+            self._world.deal("broker cut", cuts_off=3)
             broker.cut()
 
         async def silent() -> None:
@@ -152,7 +161,7 @@ class Soak:
         return {"broker cut": cut, "broker silent": silent, "acknowledgements lost": lost, "broker killed": killed}
 
     async def _for_a_while(self, what: str, proxy: Proxy, misbehave: Callable[[], None]) -> None:
-        self._world.deal(what, cuts_off=2)
+        self._world.deal(what, cuts_off=3)
         misbehave()
         await anyio.sleep(self._some_seconds())
         proxy.heal()
