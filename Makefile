@@ -53,7 +53,7 @@ soak: $(STAMP) servers
 	  code=$$?; $(BIN)/python -m tests.fault.page && exit $$code
 
 simulate: $(STAMP)
-	$(BIN)/python -m tests.simulation --messages $${MESSAGES:-100000} --seed $${SEED:-1} --runs $${RUNS:-1}
+	$(BIN)/python -m tests.simulation --messages $${MESSAGES:-100000} --seed $${SEED:-1} --runs $${RUNS:-1} --jobs $${JOBS:-1}
 
 # The shop under load with everything killed again and again; ORDERS, CLIENTS and KILLS set how much.
 shop: $(STAMP) servers

@@ -1,7 +1,8 @@
-"""Simulate from the command line: python -m tests.simulation --messages 100000 --seed 1 [--runs N]"""
+"""Simulate from the command line: python -m tests.simulation --messages 100000 --seed 1 [--runs N] [--jobs N]"""
 
 import argparse
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 from tests.simulation.world import Outcome, Scenario, simulate
 
@@ -11,22 +12,21 @@ def main() -> int:
     parser.add_argument("--messages", type=int, default=20_000, help="per run")
     parser.add_argument("--seed", type=int, default=1, help="of the first run; the next one has the next")
     parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     given = parser.parse_args()
-    seeds = range(given.seed, given.seed + given.runs)
-    broken = [seed for seed in seeds if _run(seed, given.messages)]
+    scenarios = [Scenario(seed=given.seed + run, messages=given.messages) for run in range(given.runs)]
+    # Each run in a process of its own: what is left of one would be looked through by each collection of the next.
+    with ProcessPoolExecutor(given.jobs, max_tasks_per_child=1) as processes:
+        outcomes = [_told(outcome) for outcome in processes.map(simulate, scenarios)]
+    broken = [outcome for outcome in outcomes if outcome.broken]
+    print(f"{len(outcomes)} runs, {sum(each.messages for each in outcomes):,} messages, {len(broken)} broken")
     return 1 if broken else 0
-
-
-def _run(seed: int, messages: int) -> bool:
-    """Whether this seed breaks anything."""
-    print(f"seed {seed}", end=" ", flush=True)
-    return _told(simulate(Scenario(seed=seed, messages=messages))).broken is not None
 
 
 def _told(outcome: Outcome) -> Outcome:
     faults = ", ".join(f"{name} {count}" for name, count in sorted(outcome.faults.items()))
     print(
-        f"{outcome.messages:,} messages in {outcome.virtual_s:,.0f} s of virtual time, "
+        f"seed {outcome.seed} {outcome.messages:,} messages in {outcome.virtual_s:,.0f} s of virtual time, "
         f"{outcome.repeats:,} landed again; {outcome.real_s:.1f} s, {outcome.per_minute:,.0f} messages a minute; "
         f"{outcome.digest}\n  faults: {faults}",
         flush=True,
