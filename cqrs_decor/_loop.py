@@ -1,5 +1,6 @@
-"""What every long-running loop needs: to be woken, to be told to stop, and to wait out an outage without noise."""
+"""What every long-running loop needs: to be woken, to be ended, and to wait out an outage without noise."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -11,6 +12,9 @@ from cqrs_decor.observers import ConnectionChanged, Observers
 
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 1.0
+
+_CANCEL_AGAIN_S = 10.0
+"""Longer than what is shielded when a loop ends: lanes that are given back."""
 
 
 class Signal:
@@ -30,6 +34,15 @@ class Signal:
         if came:
             self._event = anyio.Event()
         return came
+
+
+async def cancel_and_wait(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended. One cancellation can be lost: `asyncio.wait_for` of Python 3.11 returns instead
+    if what it waits for is done at that moment (CPython issue 86296), so drivers that use it do.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
 
 
 class Turns:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from cqrs_decor._loop import cancel_and_wait
 from cqrs_decor.clock import Clock
 from cqrs_decor.observers import LoopRestarted, Observers
 
@@ -43,8 +44,7 @@ class Supervised:
         _, late = await asyncio.wait([self._task], timeout=limit_s)
         if late:
             _logger.warning("%s did not drain in time", self._name, extra={"action": "drain_limit", "loop": self._name})
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await cancel_and_wait(self._task)
         self._task = None
 
     async def _keep_running(self) -> None:

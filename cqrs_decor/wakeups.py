@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from math import inf
 
-from cqrs_decor._loop import Outage, Turns
+from cqrs_decor._loop import Outage, Turns, cancel_and_wait
 from cqrs_decor.clock import Clock
 from cqrs_decor.errors import StoreUnavailableError
 from cqrs_decor.observers import Observers, WakeUpChanged
@@ -51,8 +51,7 @@ class WakeUpSender:
             return
         if not self._outage.lasts:
             await asyncio.wait([self._task], timeout=_LAST_SEND_S)
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await cancel_and_wait(self._task)
         self._task = None
 
     async def _send_all(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from anyio import to_thread
 from sqlalchemy import make_url
 
+from cqrs_decor._loop import cancel_and_wait
 from cqrs_decor.broker import Broker
 from cqrs_decor.crash_points import CrashPoint
 from cqrs_decor.envelope import Envelope
@@ -550,8 +551,7 @@ class World:
         for victim in self._victims:
             victim.clear_away()
         if self._sampling is not None:
-            self._sampling.cancel()
-            await asyncio.wait([self._sampling])
+            await cancel_and_wait(self._sampling)
         if self.setup.kafka is not None:
             self.setup.kafka[1].heal()
         self._proxies.close()

@@ -1,4 +1,7 @@
-"""Loops that fail by a fault of their own are started again, and somebody is told."""
+"""Loops that fail by a fault of their own are started again, and somebody is told; they end when they must."""
+
+import asyncio
+from contextlib import suppress
 
 import anyio
 import anyio.lowlevel
@@ -54,3 +57,17 @@ async def test_a_loop_runs_without_anybody_who_watches() -> None:
         await loop.ended.wait()
 
     await supervised.finish(1)
+
+
+async def test_a_loop_that_swallows_a_cancellation_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`asyncio.wait_for` of Python 3.11 may lose one, and drivers use it: a process told to stop would stay."""
+    monkeypatch.setattr("cqrs_decor._loop._CANCEL_AGAIN_S", 0.01)
+
+    async def run() -> None:
+        for _ in range(3):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    supervised = await Supervised.start("relay", run, QuickClock())
+    with anyio.fail_after(10):
+        await supervised.finish(0.01)
