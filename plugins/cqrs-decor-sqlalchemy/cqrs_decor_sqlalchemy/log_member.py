@@ -221,6 +221,8 @@ class LogMember:
         missing = self._missing(group)
         if missing:
             await self._take(missing)
+        if unread := self._unread(group):
+            await self._give_back(unread)
         self._lacks = any(share > len(self._kept(topic)) for topic, share in self._shares.items())
 
     async def _beat(self, connection: AsyncConnection, finished: Sequence[HeldPartition]) -> "_Group":
@@ -279,6 +281,20 @@ class LogMember:
         if lane in self.held or lane in self._being_told:
             return False
         return not lease.held or lease.owner == self._membership.reader
+
+    def _unread(self, group: "_Group") -> list[Row[Any]]:
+        """Lanes that are this reader's by their rows, and that it does not read: it has lost them by its own clock, and
+        its share is smaller than it was. Its beats renew them, so that nobody else would ever read them.
+        """
+        known = self.held.keys() | self._being_told
+        mine = [lease for lease in group.leases if lease.owner == self._membership.reader]
+        return [lease for lease in mine if (lease.topic, lease.lane) not in known]
+
+    async def _give_back(self, unread: Sequence[Row[Any]]) -> None:
+        rows = [self._mine | {"topic": lease.topic, "lane": lease.lane, "fence": lease.fence} for lease in unread]
+        async with self.writing:
+            await self._database.write(lambda connection: connection.execute(self._queries.give_back, rows))
+        self._signals.shared.beat()
 
     async def _take(self, missing: Mapping[str, Sequence[int]]) -> None:
         asked = self._clock.elapsed()

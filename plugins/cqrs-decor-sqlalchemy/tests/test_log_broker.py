@@ -308,6 +308,30 @@ async def test_a_slow_reader_keeps_its_lease_while_it_finishes(sqlite_url: str) 
         await _until(lambda: _shares(broker), [8, 8])
 
 
+async def test_a_reader_that_lost_lanes_and_may_have_fewer_now_gives_the_others_back(sqlite_url: str) -> None:
+    """Its lease ran out while the database was away, and somebody has joined meanwhile. What it renewed and did not
+    read would be read by nobody.
+    """
+    told, finished = asyncio.Event(), asyncio.Event()
+
+    async def finish(partitions: Collection[Partition]) -> None:
+        told.set()
+        await finished.wait()
+
+    async with (
+        _broker(sqlite_url, settings=replace(QUICK, revoke_limit=timedelta(seconds=20))) as broker,
+        broker.subscribe("group", ["orders"], on_revoked=finish) as first,
+    ):
+        await _until(lambda: _shares(broker), [16])
+        for held in list(first._member.held.values()):
+            first._member.lose(held)
+        await told.wait()
+        async with broker.subscribe("group", ["orders"]):
+            finished.set()
+            await _until(lambda: _shares(broker), [8, 8])
+            assert len(first._member.held) == 8
+
+
 async def test_readers_share_each_topic_with_those_who_read_it(sqlite_url: str) -> None:
     """While a new version that reads one more topic is rolled out, the old one must not be waited for on that topic."""
     async with (
