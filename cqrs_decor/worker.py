@@ -94,6 +94,7 @@ class Worker:
         broker_turns: Of all in this process that wait for the same broker.
 
     Attributes:
+        owner: The name under which it marks what it has in hand, among all workers that there ever were.
         progress_at: When something was last finished, or there was nothing to do; `clock.elapsed()`.
         paused: So many partitions have their share in memory and do not get on; the others go on.
     """
@@ -124,7 +125,7 @@ class Worker:
         self._clock = clock
         self._observers = observers
         self._topics = sorted({topic.name for topic in routes.topics(consumers)})
-        self._owner = new_id()
+        self.owner = new_id()
         self._broker_outage = Outage("the broker", _logger, clock, observers, broker_turns)
         self._store_outage = Outage("the inbox", _logger, clock, observers, store_turns)
 
@@ -165,7 +166,7 @@ class Worker:
         self._lanes: dict[int, deque[Work]] = {}
         self._stepping = Stepping(
             self._service,
-            self._owner,
+            self.owner,
             self._store.inbox,
             self._places,
             ahead=self._limits.prefetch,

@@ -1,10 +1,12 @@
 """The database and the broker of a simulation: the ones in memory, telling the oracle what they do."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
 
 from cqrs_decor.clock import Clock
 from cqrs_decor.envelope import Envelope
+from cqrs_decor.inbox import Mark
 from cqrs_decor.lanes import HeldLane, Renewal, TakenLane
 from cqrs_decor.memory import MemoryInbox, MemoryOutbox, MemoryStore
 from cqrs_decor.outbox import Settlement
@@ -49,6 +51,29 @@ class WatchedOutbox(MemoryOutbox):
     async def write_outcome(self, settlement: Settlement) -> None:
         """What a settlement does, unwatched; planted bugs do it in their own way."""
         await super().settle(settlement)
+
+
+class WatchedInbox(MemoryInbox):
+    """The inbox in memory, which knows of which workers' ends a message may truly be accused.
+
+    Attributes:
+        killed: The workers that were killed, by the name under which they leave their marks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.killed: set[str] = set()
+        self._accused: set[tuple[str, str, int, int]] = set()
+
+    async def take_marks(self, group: str, owner: str, partitions: Collection[tuple[str, int]]) -> Sequence[Mark]:
+        for by, mark in (self._marks.get((group, *place), (owner, None)) for place in partitions):
+            if mark is not None and mark.suspect is not None and by in self.killed:
+                self._accused.add((by, mark.topic, mark.partition, mark.suspect))
+        return await super().take_marks(group, owner, partitions)
+
+    def kills(self) -> Counter[tuple[str, int, int]]:
+        """How many workers were killed while their mark named a message, by topic, partition and position."""
+        return Counter((topic, partition, position) for _, topic, partition, position in self._accused)
 
 
 class WatchedStore(MemoryStore):

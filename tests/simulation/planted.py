@@ -8,9 +8,9 @@ from typing import Any
 from cqrs_decor.broker import Delivery, Partition
 from cqrs_decor.inbox import Mark
 from cqrs_decor.lanes import HeldLane
-from cqrs_decor.memory import MemoryInbox, MemoryOutbox
+from cqrs_decor.memory import MemoryOutbox
 from cqrs_decor.outbox import ClaimedRecord, Settlement
-from tests.simulation.models import WatchedOutbox
+from tests.simulation.models import WatchedInbox, WatchedOutbox
 from tests.simulation.remote import RemoteBroker, RemoteSubscription
 
 
@@ -23,7 +23,7 @@ class UncountedCrashesOutbox(WatchedOutbox):
         return [replace(record, crashes=0) for record in records]
 
 
-class UncountedCrashesInbox(MemoryInbox):
+class UncountedCrashesInbox(WatchedInbox):
     """Counts a crash after the fact: of a worker that vanishes in a single step only the reach is known."""
 
     async def mark(self, group: str, owner: str, marks: Collection[Mark]) -> None:

@@ -18,6 +18,7 @@ from cqrs_decor.memory import MemoryBroker, MemoryStore
 from tests.simulation.chance import Chance
 from tests.simulation.line import Line, Server
 from tests.simulation.loop import Owner, VirtualLoop, current_owner
+from tests.simulation.models import WatchedInbox
 from tests.simulation.oracle import Oracle
 from tests.simulation.remote import RemoteBroker, RemoteStore, broker_away, store_away
 from tests.simulation.shop import SERVICE, Write, registry
@@ -68,6 +69,7 @@ class Surroundings:
     chance: Chance
     oracle: Oracle
     store: MemoryStore
+    inbox: WatchedInbox
     broker: MemoryBroker
     database: Server
     cluster: Server
@@ -98,6 +100,7 @@ class Process(Owner):
             self.to_broker, around.cluster, around.broker, self, self, patience_s=patience_s
         )
         self.app: App | None = None
+        self._marks_as: str | None = None
         self._told_to_stop = asyncio.Event()
         self._context = self._own_context()
 
@@ -130,6 +133,7 @@ class Process(Owner):
         try:
             async with app:
                 self.app = app
+                self._marks_as = None if app.worker is None else app.worker.owner
                 await self._told_to_stop.wait()
         except CqrsDecorError as error:
             self.around.note(self.name, "did not start", type(error).__name__)
@@ -146,6 +150,8 @@ class Process(Owner):
             return
         self.dead = True
         self.around.note(self.name, "killed", why)
+        if self._marks_as is not None:
+            self.around.inbox.killed.add(self._marks_as)
         self.store.abandon()
         self.broker.abandon()
         self.around.gone(self)
