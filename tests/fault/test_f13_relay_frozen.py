@@ -40,14 +40,16 @@ async def test_late_writes_of_a_relay_that_stood_still_are_refused(world: World)
 @pytest.mark.negative_control
 @pytest.mark.parametrize("world", ["postgres-log"], indirect=True)
 async def test_without_fences_a_relay_that_stood_still_is_found_to_repeat_everything(world: World) -> None:
-    """It believes that its lanes are still its own, and publishes beside their new owner from then on."""
-    sender = world.start_sending(600)
+    """It believes that its lanes are still its own, and publishes beside their new owner from then on. That one is past
+    its single steps by then, and there is enough for both.
+    """
+    sender = world.start_sending(2_400)
     await sender.ends_well()
-    frozen = world.start("relay", unsafe="no-fences", freeze_at=("relay.published", 2))
+    frozen = world.start("relay", unsafe="no-fences", freeze_at=("relay.published", 1))
     await frozen.freezes()
     world.deal("relay frozen")
     successor = world.start("relay", "--set", '{"relay_batch": 5}')
-    await successor.says("published", times=2)
+    await successor.says("published", times=40)
     frozen.resume()
     world.start("work")
     await world.quiet()

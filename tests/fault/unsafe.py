@@ -1,11 +1,11 @@
 """Protections switched off, one at a time. A check that finds nothing wrong with these is no check."""
 
 import random
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import text
@@ -13,10 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cqrs_decor.codec import JsonCodec
 from cqrs_decor.envelope import Envelope
-from cqrs_decor.errors import BrokerUnavailableError
+from cqrs_decor.errors import BrokerUnavailableError, LaneLostError
 from cqrs_decor.inbox import Noted
 from cqrs_decor.lanes import HeldLane, Renewal
 from cqrs_decor.outbox import ClaimedRecord, Settlement
+
+T = TypeVar("T")
 
 
 def store(way: str | None, store: Any) -> Any:
@@ -92,10 +94,16 @@ class HasNoFences(_Instead):
         return replace(renewal, held=lanes, relays=1)
 
     async def claim(self, lanes: Sequence[HeldLane], limit: int, **more: Any) -> Sequence[ClaimedRecord]:
-        return await self.real.claim(await self._as_if_held(lanes), limit, **more)
+        return await self._whoever_holds(lanes, lambda held: self.real.claim(held, limit, **more))
 
     async def settle(self, settlement: Settlement) -> None:
-        await self.real.settle(replace(settlement, lanes=await self._as_if_held(settlement.lanes)))
+        await self._whoever_holds(settlement.lanes, lambda held: self.real.settle(replace(settlement, lanes=held)))
+
+    async def _whoever_holds(self, lanes: Sequence[HeldLane], act: Callable[[list[HeldLane]], Awaitable[T]]) -> T:
+        """Act in the name of whoever holds the lanes; again if that has changed meanwhile."""
+        while True:
+            with suppress(LaneLostError):
+                return await act(await self._as_if_held(lanes))
 
     async def _as_if_held(self, lanes: Sequence[HeldLane]) -> list[HeldLane]:
         fences = dict(await _run(self.real, "SELECT lane, fence FROM cqrs_outbox_lane"))
