@@ -16,7 +16,8 @@ async def proxy() -> AsyncIterator[Proxy]:
                 writer.write(data)
         except ConnectionResetError:
             pass  # which is what these tests are about
-        writer.close()
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     with Proxy(server.sockets[0].getsockname()[1]) as made:

@@ -126,8 +126,11 @@ class KafkaServer(Server):
         return [*self._java("kafka.Kafka", heap_mb=512), str(self._settings_file)]
 
     def _answers(self) -> bool:
-        """A broker accepts connections early, and answers requests only once it is registered and caught up."""
-        if not accepts_connections(self.port):
+        """A broker accepts connections early, and answers requests only once it is registered and caught up. It opens
+        one listener after the other.
+        """
+        ports = [port for port in (self.port, self._tls_port, self._sasl_port) if port is not None]
+        if not all(accepts_connections(port) for port in ports):
             return False
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
