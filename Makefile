@@ -15,7 +15,7 @@ help:
 	@echo "make format         apply what the formatter and the safe fixes know"
 	@echo "make fault          all that kills, cuts and freezes things, on all setups, and a page of it (RUNS=, SEED=, ONLY=)"
 	@echo "make soak           a random mix of faults (MINUTES=, SEED=)"
-	@echo "make simulate       months of bad luck on a virtual clock (MESSAGES=, SEED=, RUNS=)"
+	@echo "make simulate       months of bad luck on a virtual clock (MESSAGES=, SEED=, RUNS=, JOBS=)"
 	@echo "make bench          ratios, measured in one run on this machine"
 	@echo "make docs           build the documentation, links checked"
 	@echo "make services-up    leave PostgreSQL, MariaDB and Kafka running between runs; make services-down ends them"
