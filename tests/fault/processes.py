@@ -15,7 +15,7 @@ import psutil
 from anyio import to_thread
 
 from tests.fault.nursery import Birth, nursery
-from tests.services.server import wait_until
+from tests.services.server import freeze, stands_still, wait_until
 
 LOOK_S = 0.02
 
@@ -101,7 +101,8 @@ class Victim:
 
     def pause(self) -> None:
         """SIGSTOP: it stands still, with its connections open and its leases running out."""
-        os.kill(self.pid, signal.SIGSTOP)
+        self._must_live()
+        freeze(self.pid)
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -155,7 +156,7 @@ class Victim:
         return self._exit_code()
 
     def _is_frozen(self) -> bool:
-        return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        return self.is_alive and stands_still(self.pid)
 
     async def _until(self, holds: Callable[[], bool], what: str, limit_s: float) -> None:
         def holds_or_ended() -> bool:

@@ -29,7 +29,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from tests.services import KafkaServer, PostgresServer, wait_until
-from tests.services.server import free_port
+from tests.services.server import free_port, freeze
 
 ORDERS = int(os.environ.get("ORDERS", "1500"))
 CLIENTS = int(os.environ.get("CLIENTS", "8"))
@@ -373,7 +373,7 @@ class Killer:
         before = await in_flight()
         if not before:
             return False
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
         if not before & await in_flight():
             os.kill(pid, signal.SIGCONT)
             return False

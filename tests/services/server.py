@@ -11,6 +11,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -18,6 +19,8 @@ import psutil
 
 # Below the range from which the kernel gives ports to outgoing connections: a server that is down keeps its port.
 _PORTS = range(20_000, 32_000)
+
+_STANDING_STILL = {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
 
 
 class MissingServerError(RuntimeError):
@@ -116,8 +119,10 @@ class Server(ABC):
 
     def pause(self) -> None:
         """Freeze it: connections stay open and nothing answers, as behind a network that swallows packets."""
+        if self.is_running:
+            freeze(self.pid)  # first, so that it can start no others meanwhile
         for process in self._family():
-            _send(process, signal.SIGSTOP)
+            freeze(process.pid)
 
     def resume(self) -> None:
         for process in self._family():
@@ -224,7 +229,7 @@ class Server(ABC):
             raise ServerFailedError(f"{error}\n{self._log_tail()}") from None
 
     def _family(self) -> list[psutil.Process]:
-        """The process and all its children; the parent first, so that it can start no others meanwhile."""
+        """The process and all its children; the parent first."""
         if self._process is None or not self.is_running:
             return []
         return [self._process, *self._process.children(recursive=True)]
@@ -303,6 +308,35 @@ def wait_until(condition: Callable[[], bool], *, limit_s: float, what: str) -> N
         if time.monotonic() > deadline:
             raise TimeoutError(f"Waited {limit_s:g} s in vain until {what}.")
         time.sleep(0.02)
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP a process, and return when none of its threads runs any more.
+
+    The signal only asks for that: a thread may go on for tens of milliseconds, long enough to answer a request. A
+    process that has ended stands still as well.
+    """
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(partial(stands_still, pid), limit_s=10, what=f"process {pid} stands still")
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return
+
+
+def stands_still(pid: int) -> bool:
+    """Whether all threads of the process have been stopped, or have ended.
+
+    Raises:
+        psutil.NoSuchProcess: There is no such process.
+    """
+    return all(_thread_stands_still(thread.id) for thread in psutil.Process(pid).threads())
+
+
+def _thread_stands_still(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() in _STANDING_STILL
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _guard(pid: int, directory: Path) -> subprocess.Popen[bytes]:

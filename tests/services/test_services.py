@@ -30,6 +30,7 @@ from tests.services import (
     wait_until,
 )
 from tests.services.fixtures import fresh_name
+from tests.services.server import stands_still
 
 
 class TestDatabases:
@@ -163,6 +164,16 @@ class TestLife:
             server.resume()
 
             assert asked.wait(timeout=30) == 0
+
+    def test_a_paused_server_stands_still_at_once(self) -> None:
+        """SIGSTOP only asks for it; a thread that goes on for a moment answers what a test took for swallowed."""
+        with KafkaServer() as server:
+            for _ in range(50):
+                server.pause()
+                still = stands_still(server.pid)
+                server.resume()
+                wait_until(lambda: not stands_still(server.pid), limit_s=10, what="it goes on")
+                assert still
 
     def test_a_stopped_server_keeps_its_data_and_a_discarded_one_does_not(self) -> None:
         """A run must leave nothing in the temporary folder."""
